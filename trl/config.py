@@ -1,0 +1,256 @@
+"""params.yaml as typed, validated objects: one class per section. Nothing else in the project holds a knob."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from trl.attacks import ATTACKS
+from trl.data import DATASETS
+from trl.detectors import DETECTORS
+from trl.errors import TrlError
+from trl.models import MODELS
+from trl.number import Count, Fraction, NonNegative, Positive, Real
+from trl.objectives import OBJECTIVES
+from trl.registry import Registry
+
+
+class Section(BaseModel):
+    """A section of params.yaml: immutable, and a key it does not know is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Spec(Section):
+    """A registered implementation by name, with all of its options (defaults filled in)."""
+
+    name: str
+    options: dict[str, Any]
+
+
+def _selects(registry: Registry, key: str) -> Any:
+    """A field holding `{<key>: name, option: value, …}`, checked against the registry and turned into a `Spec`."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, Spec):
+            return value
+        if not isinstance(value, Mapping) or not isinstance(value.get(key), str):
+            raise PydanticCustomError("spec", f"needs `{key}:`, one of {', '.join(registry.names())}")
+        try:
+            options = registry.options(value[key])
+        except TrlError as error:
+            raise PydanticCustomError("spec", "{why}", {"why": str(error)}) from None
+        try:
+            checked = options.model_validate({k: v for k, v in value.items() if k != key})
+        except ValidationError as error:
+            inner = error.errors()[0]
+            why = {"why": _explain(inner, options), "loc": inner["loc"]}
+            raise PydanticCustomError("spec", "{why}", why) from None
+        return Spec(name=value[key], options=checked.model_dump())
+
+    return Annotated[Spec, BeforeValidator(check)]
+
+
+def _named(key: str) -> BeforeValidator:
+    """In a mapping of specs, an entry without `<key>:` means the implementation of the entry's own name."""
+
+    def fill(value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        return {
+            n: {key: n, **(s or {})} if isinstance(s, Mapping | None) else s for n, s in value.items()
+        }
+
+    return BeforeValidator(fill)
+
+
+AttackSpec = _selects(ATTACKS, "attack")
+Attacks = Annotated[dict[str, AttackSpec], _named("attack"), Field(min_length=1)]
+
+
+class Threat(Section):
+    """What the attacker may do: perturbations of at most `epsilon` in `norm`, for images in [0, 1]."""
+
+    norm: Literal["linf", "l2"] = "linf"
+    epsilon: NonNegative
+
+
+class Optimizer(Section):
+    """Adam, AdamW or SGD; weight decay acts on weight matrices and filters only, never on biases and norms."""
+
+    name: Literal["adam", "adamw", "sgd"] = "adam"
+    lr: Positive
+    momentum: Fraction = 0.9
+    nesterov: bool = False
+    weight_decay: NonNegative = 0.0
+
+
+class Schedule(Section):
+    """Learning rate over epochs: constant, steps (× `gamma` at each milestone), cosine to 0, or triangle (up, then to 0)."""
+
+    name: Literal["constant", "steps", "cosine", "triangle"] = "constant"
+    milestones: tuple[NonNegative, ...] = ()
+    gamma: Annotated[Real, Field(gt=0, le=1)] = 0.1
+    warmup_epochs: NonNegative = 0.0
+
+
+class Augment(Section):
+    """Random changes to training images, on the device: `crop` zero-padding in pixels, `flip`, `saturation` jitter."""
+
+    crop: Annotated[int, Field(ge=0)] = 0
+    flip: bool = False
+    saturation: NonNegative = 0.0
+
+
+class Validation(Section):
+    """Model selection on held-out training images: every `every` epochs, under `attack`."""
+
+    every: Count = 1
+    attack: AttackSpec
+
+
+class Train(Section):
+    """How every method of a recipe is trained."""
+
+    epochs: Count
+    batch_size: Count
+    optimizer: Optimizer
+    schedule: Schedule = Schedule()
+    label_smoothing: Fraction = 0.0
+    augment: Augment = Augment()
+    precision: Literal["fp32", "bf16"] = "fp32"
+    clip_norm: Positive | None = None
+    ema: Annotated[Real, Field(gt=0, lt=1)] | None = None
+    attack: AttackSpec
+    validation: Validation
+
+
+class Data(Section):
+    """The data set, and how many of its training images are held out for validation (chosen by `split_seed`)."""
+
+    name: str
+    validation: Count
+    split_seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _known(self) -> "Data":
+        if self.name not in DATASETS.names():
+            raise PydanticCustomError("spec", f"unknown data set {self.name!r}; known: {', '.join(DATASETS.names())}")
+        return self
+
+
+class Curve(Section):
+    """Robust accuracy against epsilon: one attack, its step size scaled with epsilon."""
+
+    attack: AttackSpec
+    epsilons: Annotated[tuple[NonNegative, ...], Field(min_length=1)]
+    samples: Count | None = None
+
+
+class Evaluation(Section):
+    """The attacks that the reported accuracy must survive, on the first `samples` test images (all if null)."""
+
+    samples: Count | None = None
+    batch_size: Count = 500
+    attacks: Attacks
+    curve: Curve
+
+
+class Detection(Section):
+    """The detector, and the attacks it is scored on; `epsilon` null means the recipe's threat."""
+
+    detector: _selects(DETECTORS, "name")  # type: ignore[valid-type]
+    epsilon: NonNegative | None = None
+    samples: Count | None = None
+    batch_size: Count = 500
+    attacks: Attacks
+    neighbours: Count = 50
+    tsne_samples: Annotated[int, Field(ge=50)] = 1000
+
+
+class Recipe(Section):
+    """Everything about one experiment: methods compared under the same data, model, threat, training and evaluation."""
+
+    data: Data
+    model: _selects(MODELS, "name")  # type: ignore[valid-type]
+    threat: Threat
+    train: Train
+    methods: Annotated[
+        dict[str, _selects(OBJECTIVES, "objective")],  # type: ignore[misc]
+        _named("objective"),
+        Field(min_length=1),
+    ]
+    attack: Evaluation
+    detect: Detection
+
+
+class Params(Section):
+    """The whole of params.yaml."""
+
+    recipe: str
+    methods: Annotated[tuple[str, ...], Field(min_length=1)]
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+    recipes: dict[str, Recipe]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Params":
+        if self.recipe not in self.recipes:
+            raise PydanticCustomError("recipe", f"unknown recipe {self.recipe!r}; known: {', '.join(self.recipes)}")
+        known = self.selected.methods
+        for method in self.methods:
+            if method not in known:
+                why = f"unknown method {method!r}; recipes.{self.recipe}.methods has {', '.join(known)}"
+                raise PydanticCustomError("method", "{why}", {"why": why})
+        for key, values in (("methods", self.methods), ("seeds", self.seeds)):
+            if len(set(values)) < len(values):
+                raise PydanticCustomError("twice", f"{key} names a value twice: {list(values)}")
+        return self
+
+    @property
+    def selected(self) -> Recipe:
+        """The recipe that runs."""
+        return self.recipes[self.recipe]
+
+
+def load_params(path: str | Path = "params.yaml") -> Params:
+    """Read and check a params file; a TrlError names the key's path, what is wrong and what is allowed."""
+    try:
+        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise TrlError(f"{path}: cannot be read ({error.strerror}); run from the project's root") from None
+    except yaml.YAMLError as error:
+        raise TrlError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    return check_params(raw, str(path))
+
+
+def check_params(raw: Any, source: str = "params") -> Params:
+    """Check parameters that are already in memory, as `load_params` does."""
+    try:
+        return Params.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        loc = [*first["loc"], *first.get("ctx", {}).get("loc", ())]
+        where = ".".join(str(part) for part in loc)
+        raise TrlError(f"{source}: {where + ': ' if where else ''}{_explain(first, Params)}") from None
+
+
+def _explain(error: ErrorDetails, root: type[BaseModel]) -> str:
+    """One pydantic error as one line in this project's words."""
+    if error["type"] == "extra_forbidden":
+        owner: Any = root
+        for part in error["loc"][:-1]:
+            if isinstance(owner, type) and issubclass(owner, BaseModel):
+                owner = owner.model_fields[str(part)].annotation
+            else:  # the values of a mapping or a tuple
+                owner = getattr(owner, "__args__", [None])[-1]
+        fields = getattr(owner, "model_fields", {})
+        return f"unknown key; allowed: {', '.join(fields) if fields else 'no options'}"
+    if error["type"] == "missing":
+        return "is missing"
+    message = error["msg"].removeprefix("Input ")
+    given = error["input"]
+    plain = isinstance(given, str | int | float | bool) or given is None
+    return f"{message}, not {given!r}" if plain and error["type"] not in ("spec",) else message

@@ -1,0 +1,14 @@
+"""Data sets as uint8 images on the device: one file per data set, each a function (raw folder or None) → Dataset."""
+
+from trl.registry import Registry
+
+DATASETS = Registry(
+    "data set",
+    {
+        "digits": "trl.data.digits:digits",
+        "mnist": "trl.data.mnist:mnist",
+        "fashion_mnist": "trl.data.mnist:fashion_mnist",
+        "cifar10": "trl.data.cifar10:cifar10",
+        "tiny_imagenet": "trl.data.tiny_imagenet:tiny_imagenet",
+    },
+)
