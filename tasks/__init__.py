@@ -1,0 +1,1 @@
+"""The pipeline's stages: files in, files out, recorded in MLflow."""

@@ -2,11 +2,10 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails, PydanticCustomError
 
 from trl.attacks import ATTACKS
 from trl.data import DATASETS
@@ -15,7 +14,7 @@ from trl.errors import TrlError
 from trl.models import MODELS
 from trl.number import Count, Fraction, NonNegative, Positive, Real
 from trl.objectives import OBJECTIVES
-from trl.registry import Registry
+from trl.registry import Registry, explain, refuse
 
 
 class Section(BaseModel):
@@ -38,17 +37,16 @@ def _selects(registry: Registry, key: str) -> Any:
         if isinstance(value, Spec):
             return value
         if not isinstance(value, Mapping) or not isinstance(value.get(key), str):
-            raise PydanticCustomError("spec", f"needs `{key}:`, one of {', '.join(registry.names())}")
+            raise refuse(f"needs `{key}:`, one of {', '.join(registry.names())}")
         try:
             options = registry.options(value[key])
         except TrlError as error:
-            raise PydanticCustomError("spec", "{why}", {"why": str(error)}) from None
+            raise refuse(str(error)) from None
         try:
             checked = options.model_validate({k: v for k, v in value.items() if k != key})
         except ValidationError as error:
-            inner = error.errors()[0]
-            why = {"why": _explain(inner, options), "loc": inner["loc"]}
-            raise PydanticCustomError("spec", "{why}", why) from None
+            where, _, why = explain(error, options).partition(": ")
+            raise refuse(why, (where,)) from None
         return Spec(name=value[key], options=checked.model_dump())
 
     return Annotated[Spec, BeforeValidator(check)]
@@ -60,14 +58,21 @@ def _named(key: str) -> BeforeValidator:
     def fill(value: Any) -> Any:
         if not isinstance(value, Mapping):
             return value
-        return {
-            n: {key: n, **(s or {})} if isinstance(s, Mapping | None) else s for n, s in value.items()
-        }
+        return {n: {key: n, **(s or {})} if isinstance(s, Mapping | None) else s for n, s in value.items()}
 
     return BeforeValidator(fill)
 
 
-AttackSpec = _selects(ATTACKS, "attack")
+if TYPE_CHECKING:
+    AttackSpec = Spec
+    DetectorSpec = Spec
+    ModelSpec = Spec
+    ObjectiveSpec = Spec
+else:
+    AttackSpec = _selects(ATTACKS, "attack")
+    DetectorSpec = _selects(DETECTORS, "name")
+    ModelSpec = _selects(MODELS, "name")
+    ObjectiveSpec = _selects(OBJECTIVES, "objective")
 Attacks = Annotated[dict[str, AttackSpec], _named("attack"), Field(min_length=1)]
 
 
@@ -89,7 +94,7 @@ class Optimizer(Section):
 
 
 class Schedule(Section):
-    """Learning rate over epochs: constant, steps (× `gamma` at each milestone), cosine to 0, or triangle (up, then to 0)."""
+    """Learning rate over epochs: constant, steps (× `gamma` at each milestone), cosine to 0, or triangle."""
 
     name: Literal["constant", "steps", "cosine", "triangle"] = "constant"
     milestones: tuple[NonNegative, ...] = ()
@@ -138,7 +143,7 @@ class Data(Section):
     @model_validator(mode="after")
     def _known(self) -> "Data":
         if self.name not in DATASETS.names():
-            raise PydanticCustomError("spec", f"unknown data set {self.name!r}; known: {', '.join(DATASETS.names())}")
+            raise refuse(f"unknown data set {self.name!r}; known: {', '.join(DATASETS.names())}")
         return self
 
 
@@ -162,7 +167,7 @@ class Evaluation(Section):
 class Detection(Section):
     """The detector, and the attacks it is scored on; `epsilon` null means the recipe's threat."""
 
-    detector: _selects(DETECTORS, "name")  # type: ignore[valid-type]
+    detector: DetectorSpec
     epsilon: NonNegative | None = None
     samples: Count | None = None
     batch_size: Count = 500
@@ -175,14 +180,10 @@ class Recipe(Section):
     """Everything about one experiment: methods compared under the same data, model, threat, training and evaluation."""
 
     data: Data
-    model: _selects(MODELS, "name")  # type: ignore[valid-type]
+    model: ModelSpec
     threat: Threat
     train: Train
-    methods: Annotated[
-        dict[str, _selects(OBJECTIVES, "objective")],  # type: ignore[misc]
-        _named("objective"),
-        Field(min_length=1),
-    ]
+    methods: Annotated[dict[str, ObjectiveSpec], _named("objective"), Field(min_length=1)]
     attack: Evaluation
     detect: Detection
 
@@ -198,15 +199,17 @@ class Params(Section):
     @model_validator(mode="after")
     def _consistent(self) -> "Params":
         if self.recipe not in self.recipes:
-            raise PydanticCustomError("recipe", f"unknown recipe {self.recipe!r}; known: {', '.join(self.recipes)}")
+            raise refuse(f"unknown recipe {self.recipe!r}; known: {', '.join(self.recipes)}", ("recipe",))
         known = self.selected.methods
         for method in self.methods:
             if method not in known:
-                why = f"unknown method {method!r}; recipes.{self.recipe}.methods has {', '.join(known)}"
-                raise PydanticCustomError("method", "{why}", {"why": why})
+                raise refuse(
+                    f"unknown method {method!r}; recipes.{self.recipe}.methods has {', '.join(known)}",
+                    ("methods",),
+                )
         for key, values in (("methods", self.methods), ("seeds", self.seeds)):
             if len(set(values)) < len(values):
-                raise PydanticCustomError("twice", f"{key} names a value twice: {list(values)}")
+                raise refuse(f"names a value twice: {list(values)}", (key,))
         return self
 
     @property
@@ -231,26 +234,4 @@ def check_params(raw: Any, source: str = "params") -> Params:
     try:
         return Params.model_validate(raw)
     except ValidationError as error:
-        first = error.errors()[0]
-        loc = [*first["loc"], *first.get("ctx", {}).get("loc", ())]
-        where = ".".join(str(part) for part in loc)
-        raise TrlError(f"{source}: {where + ': ' if where else ''}{_explain(first, Params)}") from None
-
-
-def _explain(error: ErrorDetails, root: type[BaseModel]) -> str:
-    """One pydantic error as one line in this project's words."""
-    if error["type"] == "extra_forbidden":
-        owner: Any = root
-        for part in error["loc"][:-1]:
-            if isinstance(owner, type) and issubclass(owner, BaseModel):
-                owner = owner.model_fields[str(part)].annotation
-            else:  # the values of a mapping or a tuple
-                owner = getattr(owner, "__args__", [None])[-1]
-        fields = getattr(owner, "model_fields", {})
-        return f"unknown key; allowed: {', '.join(fields) if fields else 'no options'}"
-    if error["type"] == "missing":
-        return "is missing"
-    message = error["msg"].removeprefix("Input ")
-    given = error["input"]
-    plain = isinstance(given, str | int | float | bool) or given is None
-    return f"{message}, not {given!r}" if plain and error["type"] not in ("spec",) else message
+        raise TrlError(f"{source}: {explain(error, Params)}") from None

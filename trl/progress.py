@@ -21,8 +21,8 @@ class Progress:
 
     def __init__(self, name: str, total: int, unit: str = "it") -> None:
         self.name, self.total, self.unit, self.done = name, total, unit, 0
-        self._tty = sys.stderr.isatty()
-        self._bar = tqdm(total=total, desc=name, unit=unit, disable=not self._tty, leave=False, dynamic_ncols=True)
+        self.terminal = sys.stderr.isatty()
+        self._bar = tqdm(total=total, desc=name, unit=unit, disable=not self.terminal, leave=False, dynamic_ncols=True)
         self._last = time.monotonic()
 
     def __enter__(self) -> "Progress":
@@ -34,7 +34,7 @@ class Progress:
     def update(self, n: int = 1, **figures: Any) -> None:
         """Add `n` units done; `figures` (already strings or numbers) are shown beside the count."""
         self.done += n
-        if self._tty:
+        if self.terminal:
             if figures:
                 self._bar.set_postfix(figures, refresh=False)
             self._bar.update(n)

@@ -1,7 +1,7 @@
 """Name → implementation tables whose options are checked against the implementation's own signature.
 
 A new data set, model, attack, objective or detector is one file and one line in its folder's registry. Its keyword-only
-parameters are its options: their annotations (`Annotated[float, Field(gt=0)]`) and defaults say what params.yaml may hold.
+parameters are its options: their annotations (`Annotated[float, Field(gt=0)]`) and defaults say what is allowed.
 """
 
 import importlib
@@ -10,13 +10,16 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, create_model
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from trl.errors import TrlError
 
+REFUSED = "refused"
+
 
 class Registry:
-    """Implementations by name, given as `"package.module:attribute"` and imported only when asked for.
+    """Implementations by name, given as `"package.module:attribute"`, imported only when asked for.
 
     `kind` is the word used in messages ("attack"); a name ending in `*` serves every name with that prefix.
     """
@@ -42,6 +45,43 @@ class Registry:
     def options(self, name: str) -> type[BaseModel]:
         """A pydantic model of the keyword-only parameters of `name`; unknown keys are refused."""
         return _options_model(self.get(name))
+
+    def build(self, name: str, *arguments: Any, **options: Any) -> Any:
+        """Call the implementation `name` with `arguments` and checked `options`; TrlError if those do not fit."""
+        try:
+            checked = self.options(name).model_validate(options)
+        except ValidationError as error:
+            raise TrlError(f"{self.kind} {name}: {explain(error, self.options(name))}") from None
+        return self.get(name)(*arguments, **dict(checked))
+
+
+def explain(error: ValidationError, root: type[BaseModel]) -> str:
+    """The first problem of a pydantic error as one line: `key.path: what is wrong`."""
+    first = error.errors()[0]
+    loc = [*first["loc"], *first.get("ctx", {}).get("loc", ())]
+    return "".join(f"{part}." for part in loc)[:-1] + (": " if loc else "") + _reason(first, root)
+
+
+def _reason(error: ErrorDetails, root: type[BaseModel]) -> str:
+    if error["type"] == "extra_forbidden":
+        owner: Any = root
+        for part in error["loc"][:-1]:
+            if isinstance(owner, type) and issubclass(owner, BaseModel):
+                owner = owner.model_fields[str(part)].annotation
+            else:  # a value of a mapping or a tuple
+                owner = getattr(owner, "__args__", [None])[-1]
+        fields = getattr(owner, "model_fields", {})
+        return f"unknown key; allowed: {', '.join(fields) if fields else 'none'}"
+    if error["type"] == "missing":
+        return "is missing"
+    given = error["input"]
+    shown = f", not {given!r}" if isinstance(given, str | int | float | None) else ""
+    return error["msg"].removeprefix("Input ") + ("" if error["type"] == REFUSED else shown)
+
+
+def refuse(why: str, loc: tuple[Any, ...] = ()) -> PydanticCustomError:
+    """An error to raise inside a pydantic validator whose text `explain` shows as it is."""
+    return PydanticCustomError(REFUSED, "{why}", {"why": why, "loc": loc})
 
 
 @cache

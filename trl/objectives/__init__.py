@@ -1,6 +1,11 @@
 """Ways to train, one file each: (model, batch) → loss and its named terms."""
 
+from typing import TYPE_CHECKING, Any
+
 from trl.registry import Registry
+
+if TYPE_CHECKING:
+    from trl.objectives.base import Objective, Setting
 
 OBJECTIVES = Registry(
     "objective",
@@ -11,3 +16,9 @@ OBJECTIVES = Registry(
         "tla": "trl.objectives.tla:TripletAdversarial",
     },
 )
+
+
+def build_objective(name: str, setting: "Setting", **options: Any) -> "Objective":
+    """The objective `name` for one training run."""
+    built: Objective = OBJECTIVES.build(name, setting, **options)
+    return built

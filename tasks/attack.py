@@ -1,0 +1,59 @@
+"""Stage attack: one model's accuracy under every attack of the recipe, and the worst case over all of them."""
+
+import sys
+from functools import partial
+from typing import Any
+
+from tasks.stage import Stage, choose_device, run_stage
+from tasks.tracking import record_model
+
+
+def attack_model(stage: Stage) -> None:
+    """Write attack.json, the curve of robust accuracy against epsilon, and each sample's adversarial and results."""
+    from safetensors.torch import save
+
+    from trl.attacks import build_attack
+    from trl.data import load_splits
+    from trl.evaluation import epsilon_curve, evaluate
+    from trl.files import write_atomic, write_csv, write_json
+    from trl.models import load_model
+    from trl.objectives.base import Attack
+    from trl.progress import say
+    from trl.threat import build_threat
+
+    recipe, config, paths = stage.recipe, stage.recipe.attack, stage.model_paths
+    model = load_model(paths.model, choose_device())
+    test = load_splits(stage.paths.data).test
+    images, labels = test.images[: config.samples], test.labels[: config.samples]
+    threat = build_threat(recipe.threat.norm, recipe.threat.epsilon)
+    attacks = {name: build_attack(spec.name, threat, **spec.options) for name, spec in config.attacks.items()}
+    result = evaluate(model, images, labels, attacks, threat, batch_size=config.batch_size, seed=stage.seed)
+
+    make_threat = partial(build_threat, threat.name)
+
+    def make_attack(epsilon: float) -> Attack:
+        options = dict(config.curve.attack.options)
+        if options.get("step_size") and threat.epsilon:
+            options["step_size"] *= epsilon / threat.epsilon
+        return build_attack(config.curve.attack.name, make_threat(epsilon), **options)
+
+    n = config.curve.samples
+    points = epsilon_curve(
+        model, images[:n], labels[:n], make_attack, make_threat, config.curve.epsilons, config.batch_size, stage.seed
+    )
+    curve = [{"attack": config.curve.attack.name, **point._asdict()} for point in points]
+    stored = {"adversarials": result.adversarials, **{f"correct.{k}": v for k, v in result.correct.items()}}
+    write_atomic(paths.adversarials / "adversarials.safetensors", save(stored))
+    write_csv(paths.metrics / "curve.csv", curve)
+    write_json(paths.metrics / "attack.json", result.summary())
+    say(_line(stage, result.summary()))
+    record_model(stage)
+
+
+def _line(stage: Stage, summary: dict[str, Any]) -> str:
+    robust = "  ".join(f"{name} {figures['accuracy']:.1%}" for name, figures in summary["robust"].items())
+    return f"{stage.method}-{stage.seed}: clean {summary['clean']['accuracy']:.1%}  {robust}"
+
+
+if __name__ == "__main__":
+    sys.exit(run_stage(attack_model, per_model=True))

@@ -1,0 +1,48 @@
+"""Where each stage reads and writes: the same layout as dvc.yaml, below the project's root."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class RecipePaths:
+    """The files of one recipe."""
+
+    recipe: str
+
+    @property
+    def data(self) -> Path:
+        """Prepared data (stage prepare)."""
+        return Path("outputs", self.recipe, "data")
+
+    @property
+    def metrics(self) -> Path:
+        """One folder of small result files per model."""
+        return Path("metrics", self.recipe)
+
+    @property
+    def report(self) -> Path:
+        """The comparison page, its figures and its table (stage report)."""
+        return Path("outputs", self.recipe, "report")
+
+    def model(self, method: str, seed: int) -> "ModelPaths":
+        """The files of one trained model."""
+        return ModelPaths(Path("outputs", self.recipe, f"{method}-{seed}"), self.metrics / f"{method}-{seed}")
+
+
+@dataclass(frozen=True)
+class ModelPaths:
+    """The files of one trained model: large ones below `outputs`, small ones below `metrics`."""
+
+    outputs: Path
+    metrics: Path
+
+    @property
+    def model(self) -> Path:
+        """Weights and architecture (stage train)."""
+        return self.outputs / "model"
+
+    @property
+    def adversarials(self) -> Path:
+        """The worst-case adversarial image of every test sample (stage attack)."""
+        return self.outputs / "adversarials"

@@ -1,0 +1,98 @@
+"""Stage train: train one model by one method, going on from its checkpoint if an earlier run was interrupted."""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+from tasks.stage import Stage, choose_device, run_stage
+from tasks.tracking import ModelRun
+
+
+def train_model(stage: Stage) -> None:
+    """Write the weights of the best validated epoch, the curves and the run's figures."""
+    import torch
+
+    from trl.attacks import build_attack
+    from trl.data import TrainingData, load_splits
+    from trl.errors import TrlError
+    from trl.files import write_csv, write_json
+    from trl.models import build_model, save_model
+    from trl.objectives import build_objective
+    from trl.objectives.base import Setting
+    from trl.progress import say
+    from trl.randomness import derive_seed
+    from trl.threat import build_threat
+    from trl.training import Checkpoint, train
+
+    recipe, config = stage.recipe, stage.recipe.train
+    splits = load_splits(stage.paths.data)
+    if config.batch_size > len(splits.train):
+        raise TrlError(
+            f"recipes.{stage.recipe_name}.train.batch_size: {config.batch_size} is more than the "
+            f"{len(splits.train)} training images"
+        )
+    device = choose_device()
+    torch.manual_seed(derive_seed(stage.seed, "weights"))
+    model = build_model(recipe.model.name, len(splits.classes), splits.train.shape, **recipe.model.options)
+    model = model.to(device).to(memory_format=torch.channels_last)
+    threat = build_threat(recipe.threat.norm, recipe.threat.epsilon)
+    augment = config.augment
+    setting = Setting(
+        data=TrainingData(splits.train, device, augment.crop, augment.flip, augment.saturation),
+        attack=build_attack(config.attack.name, threat, **config.attack.options),
+        threat=threat,
+        label_smoothing=config.label_smoothing,
+        seed=stage.seed,
+    )
+    method = recipe.methods[stage.method]
+    objective = build_objective(method.name, setting, **method.options)
+    validation_attack = build_attack(config.validation.attack.name, threat, **config.validation.attack.options)
+    fingerprint = _fingerprint(stage, splits.sha256)
+    checkpoint = Checkpoint(Path("checkpoints", stage.recipe_name, f"{stage.method}-{stage.seed}-{fingerprint}.pt"))
+    run = ModelRun.begin(stage, fingerprint)
+    outcome = train(
+        model, objective, setting, splits.validation, validation_attack, config, checkpoint=checkpoint, on_epoch=run.log
+    )
+
+    model.load_state_dict(outcome.state)
+    save_model(model, stage.model_paths.model)
+    weights = hashlib.sha256((stage.model_paths.model / "model.safetensors").read_bytes()).hexdigest()
+    best = outcome.best
+    write_csv(stage.model_paths.metrics / "training.csv", outcome.history)
+    write_json(
+        stage.model_paths.metrics / "train.json",
+        {
+            "val_clean": best["val_clean"],
+            "val_robust": best["val_robust"],
+            "best_epoch": best["epoch"],
+            "epochs": config.epochs,
+            "seconds": round(sum(row["seconds"] for row in outcome.history), 1),
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu",
+            "weights": weights,
+        },
+    )
+    checkpoint.remove()
+    run.end(weights)
+    say(
+        f"{stage.method}-{stage.seed}: best epoch {best['epoch']} of {config.epochs}, on validation images "
+        f"clean {best['val_clean']:.1%}, robust {best['val_robust']:.1%}"
+    )
+
+
+def _fingerprint(stage: Stage, data: str) -> str:
+    """What this run's result depends on, so that a checkpoint is only ever used by the run that wrote it."""
+    recipe = stage.recipe
+    sections = {
+        "model": recipe.model,
+        "threat": recipe.threat,
+        "train": recipe.train,
+        "method": recipe.methods[stage.method],
+    }
+    content = {name: section.model_dump() for name, section in sections.items()} | {"seed": stage.seed, "data": data}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+if __name__ == "__main__":
+    sys.exit(run_stage(train_model, per_model=True))

@@ -1,0 +1,19 @@
+"""Settings of all tests."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+settings.register_profile("steady", deadline=None, derandomize=True, max_examples=50)  # the same examples everywhere
+settings.load_profile("steady")
+
+
+@pytest.fixture
+def raw_data() -> Path:
+    """The folder of raw data sets; tests that need it are skipped where there is none."""
+    folder = os.environ.get("TRL_RAW_DATA")
+    if not folder:
+        pytest.skip("needs raw data sets: set TRL_RAW_DATA to their folder")
+    return Path(folder)

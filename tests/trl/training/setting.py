@@ -1,0 +1,42 @@
+"""A tiny training run, quick enough for a unit test: three blobs as images, a small MLP, a short PGD."""
+
+import torch
+
+from trl.attacks import build_attack
+from trl.config import Train
+from trl.data import ImageSet, TrainingData
+from trl.models import Classifier, build_model
+from trl.objectives.base import Setting
+from trl.threat import Linf
+
+THREAT = Linf(0.1)
+ATTACK = build_attack("pgd", THREAT, steps=2)
+
+
+def images(n: int, seed: int = 0) -> ImageSet:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(n) % 3
+    noise = torch.randint(0, 120, (n, 1, 4, 4), generator=generator)
+    noise[torch.arange(n), 0, labels] += 100  # class k has a bright row k
+    return ImageSet(noise.to(torch.uint8), labels)
+
+
+def setting(n: int = 48, seed: int = 0, label_smoothing: float = 0.0) -> Setting:
+    return Setting(TrainingData(images(n), "cpu"), ATTACK, THREAT, label_smoothing, seed)
+
+
+def model(seed: int = 0, name: str = "mlp") -> Classifier:
+    torch.manual_seed(seed)
+    options = {"width": 16} if name == "mlp" else {}
+    return build_model(name, 3, (1, 4, 4), **options)
+
+
+def config(**changes: object) -> Train:
+    values: dict[str, object] = {
+        "epochs": 3,
+        "batch_size": 8,
+        "optimizer": {"lr": 0.01},
+        "attack": {"attack": "pgd", "steps": 2},
+        "validation": {"attack": {"attack": "pgd", "steps": 2}},
+    }
+    return Train.model_validate(values | changes)

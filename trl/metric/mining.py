@@ -1,0 +1,38 @@
+"""Choice of positives and negatives. Miners return indices, and a mask of the anchors that have a partner."""
+
+import torch
+from torch import Tensor
+
+
+def _choose(score: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
+    """Per row, the first index of the highest score among the allowed columns; rows without any are masked out."""
+    if score.shape[1] == 0:
+        return score.new_zeros(len(score), dtype=torch.long), allowed.any(1)
+    return score.masked_fill(~allowed, -torch.inf).argmax(1), allowed.any(1)
+
+
+def hardest_negative(similarity: Tensor, labels: Tensor, pool_labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The pool's most similar image of another class (TLA, section 3.3; signed cosine, as in the released code).
+
+    `similarity` [n,m] of anchors and pool, `labels` [n], `pool_labels` [m] → (index [n] into the pool, found bool [n]).
+    Ties go to the lowest index; where the pool holds only the anchor's class, `found` is False and the index is 0.
+    """
+    return _choose(similarity, labels[:, None] != pool_labels[None, :])
+
+
+def random_negative(labels: Tensor, pool_labels: Tensor) -> tuple[Tensor, Tensor]:
+    """A uniformly random pool image of another class (variant TLA-RN); shapes as in `hardest_negative`."""
+    lottery = torch.rand(len(labels), len(pool_labels), device=labels.device)
+    return _choose(lottery, labels[:, None] != pool_labels[None, :])
+
+
+def batch_hard(distance: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Within one batch, each anchor's farthest positive and nearest negative (Hermans et al. 2017, arXiv 1703.07737).
+
+    `distance` [n,n], `labels` [n] → (positive [n], negative [n], found bool [n]); an anchor is never its own positive.
+    """
+    same = labels[:, None] == labels[None, :]
+    other = ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    positive, has_positive = _choose(distance, same & other)
+    negative, has_negative = _choose(-distance, ~same)
+    return positive, negative, has_positive & has_negative

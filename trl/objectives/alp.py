@@ -1,0 +1,23 @@
+"""ALP, adversarial logit pairing (Kannan et al. 2018, arXiv 1803.06373), as TLA's paper compares it."""
+
+from torch import nn
+
+from trl.number import NonNegative
+from trl.objectives.base import Batch, Setting, Terms, classification, forward_groups, widened
+
+
+class LogitPairing:
+    """AT + `weight` · ‖f(x) - f(x')‖², the squared distance of clean and adversarial logits (mean over the batch)."""
+
+    selects = "val_robust"
+
+    def __init__(self, setting: Setting, *, weight: NonNegative = 0.5) -> None:
+        self.setting, self.weight = setting, weight
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Terms:
+        """Terms: loss, ce, accuracy (on adversarial images), pairing (unweighted)."""
+        x_adv = self.setting.attack(model, batch.x, batch.y)
+        adversarial, clean = forward_groups(model, model, [x_adv, batch.x])
+        terms = classification(adversarial, batch.y, self.setting.label_smoothing)
+        pairing = (widened(clean) - widened(adversarial)).square().sum(1).mean()
+        return {**terms, "loss": terms["loss"] + self.weight * pairing, "pairing": pairing}

@@ -1,0 +1,69 @@
+"""What an objective is given, and what it returns."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from trl.data import TrainingData
+from trl.threat import Threat
+
+Terms = dict[str, Tensor]  # scalars: "loss" is minimised, the others are its parts and figures to watch
+Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What one training run gives its objective: training data, attack, its threat, label smoothing and the seed."""
+
+    data: TrainingData
+    attack: Attack
+    threat: Threat
+    label_smoothing: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's clean images [n,c,h,w] in [0, 1], their labels [n], their indices in the data, and the step."""
+
+    x: Tensor
+    y: Tensor
+    indices: Tensor
+    step: int
+
+
+class Objective(Protocol):
+    """A way to train. `selects` names the validation figure by which its best epoch is chosen."""
+
+    selects: str
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Terms:
+        """The loss of one batch, as `Terms`."""
+
+
+def widened(values: Tensor) -> Tensor:
+    """`values` in at least fp32: losses are not summed in the half precision that autocast may leave."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def classification(logits: Tensor, y: Tensor, label_smoothing: float) -> Terms:
+    """Cross-entropy (mean) and accuracy of logits [n,k] for labels [n]."""
+    ce = cross_entropy(widened(logits), y, label_smoothing=label_smoothing)
+    return {"loss": ce, "ce": ce, "accuracy": (logits.argmax(1) == y).float().mean()}
+
+
+def forward_groups(
+    model: nn.Module, function: Callable[[Tensor], Tensor], groups: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    """`function` (of `model`) of each group of images: in one pass, unless batch norm would mix the groups' statistics.
+
+    Clean and adversarial images are normalised apart, as in the released code of TLA.
+    """
+    if any(isinstance(module, _BatchNorm) for module in model.modules()):
+        return tuple(function(group) for group in groups)
+    return torch.split(function(torch.cat(list(groups))), [len(group) for group in groups])

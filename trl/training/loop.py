@@ -1,0 +1,193 @@
+"""The training loop: one for every objective, resumable at any step, its best epoch chosen on held-out images."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from trl.config import Train
+from trl.data import ImageSet, ShuffledStream
+from trl.errors import TrlError
+from trl.evaluation import evaluate
+from trl.objectives.base import Attack, Batch, Objective, Setting
+from trl.progress import Progress, say
+from trl.randomness import derive_seed
+from trl.training.checkpoint import Checkpoint
+from trl.training.optimizer import build_optimizer
+from trl.training.schedule import rate_factor
+
+Row = dict[str, Any]  # one epoch's figures, by the column names of training.csv
+CHECK_EVERY = 20  # steps between checks for NaN: each waits for the device
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished run: the chosen epoch's weights, its figures, and every epoch's row."""
+
+    state: dict[str, Tensor]
+    best: Row
+    history: list[Row]
+
+
+def train(
+    model: nn.Module,
+    objective: Objective,
+    setting: Setting,
+    validation: ImageSet,
+    validation_attack: Attack,
+    config: Train,
+    *,
+    checkpoint: Checkpoint | None = None,
+    on_epoch: Callable[[Row], None] = lambda row: None,
+) -> Outcome:
+    """Train `model` in place on its own device, and return the weights of its best validated epoch.
+
+    Every random draw is a function of (`setting.seed`, step), and `checkpoint` holds the rest, so a run that is killed
+    and repeated ends with the same weights. `on_epoch` receives each epoch's row; a resumed run passes the rows of the
+    epochs before it again. Best is the highest `objective.selects`, then the highest clean accuracy, then the earliest.
+    TrlError if the loss or a weight becomes NaN or infinite, and if a checkpoint cannot be written.
+    """
+    device = next(model.parameters()).device
+    stream = ShuffledStream(len(setting.data.labels), config.batch_size, derive_seed(setting.seed, "batches"))
+    run = _Run(model, config, device)
+    if checkpoint and (state := checkpoint.load(device)):
+        run.restore(state)
+        say(f"resumed at step {run.step} of {config.epochs * stream.per_epoch} from {checkpoint.path}")
+        for row in run.history:
+            on_epoch(row)
+    total = config.epochs * stream.per_epoch
+    model.train()
+    with Progress("train", total, "steps") as progress:
+        progress.jump(run.step)
+        while run.step < total:
+            started = time.monotonic()
+            epoch = run.step / stream.per_epoch
+            for group in run.optimizer.param_groups:
+                group["lr"] = config.optimizer.lr * rate_factor(config.schedule, epoch, config.epochs)
+            torch.manual_seed(derive_seed(setting.seed, "step", run.step))
+            indices = stream.indices(run.step)
+            x, y = setting.data.take(indices)
+            run.update(objective, Batch(x, y, indices, run.step))
+            run.seconds += time.monotonic() - started
+            end_of_epoch = run.step % stream.per_epoch == 0
+            save = checkpoint is not None and checkpoint.due
+            if end_of_epoch or save or run.step % CHECK_EVERY == 0:
+                run.check_finite(stream.per_epoch, thorough=end_of_epoch or save)
+                progress.update(run.step - progress.done, **run.shown(stream.per_epoch))
+            if end_of_epoch:
+                row = run.end_epoch(stream.per_epoch)
+                if row["epoch"] % config.validation.every == 0 or run.step == total:
+                    row |= run.validate(validation, validation_attack, setting)
+                    run.select(row, objective.selects)
+                on_epoch(row)
+                if not progress.terminal:
+                    say(_line(row, config.epochs))
+            if checkpoint and (save or run.step == total):
+                checkpoint.save(run.state())
+    return Outcome(run.best_state, run.best, run.history)
+
+
+class _Run:
+    """The mutable state of a run: all of it goes into the checkpoint."""
+
+    def __init__(self, model: nn.Module, config: Train, device: torch.device) -> None:
+        self.model, self.config, self.device = model, config, device
+        self.optimizer = build_optimizer(model, config.optimizer)
+        average = get_ema_multi_avg_fn(config.ema) if config.ema else None  # type: ignore[no-untyped-call]
+        self.ema = AveragedModel(model, multi_avg_fn=average, use_buffers=True) if average else None
+        self.step, self.seconds = 0, 0.0
+        self.sums: dict[str, Tensor] = {}
+        self.history: list[Row] = []
+        self.best: Row = {}
+        self.best_state: dict[str, Tensor] = {}
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The model that is validated and kept: the average of the weights, if there is one."""
+        module: nn.Module = self.ema.module if self.ema else self.model
+        return module
+
+    def update(self, objective: Objective, batch: Batch) -> None:
+        """One optimiser step."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            terms = objective(self.model, batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        terms["loss"].backward()  # type: ignore[no-untyped-call]
+        if self.config.clip_norm:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        self.optimizer.step()
+        if self.ema:
+            self.ema.update_parameters(self.model)
+        self.step += 1
+        for name, value in terms.items():
+            self.sums[name] = self.sums.get(name, 0) + value.detach().float()
+
+    def check_finite(self, per_epoch: int, *, thorough: bool) -> None:
+        """TrlError once the loss (or, if `thorough`, a weight) is NaN or infinite."""
+        bad = not torch.isfinite(self.sums["loss"])
+        if thorough and not bad:
+            bad = not all(torch.isfinite(p).all() for p in self.model.parameters())
+        if bad:
+            epoch = (self.step - 1) // per_epoch + 1
+            raise TrlError(
+                f"training diverged: loss or weights are NaN or infinite in epoch {epoch} (step {self.step}); "
+                "lower train.optimizer.lr, or set train.clip_norm"
+            )
+
+    def shown(self, per_epoch: int) -> dict[str, str]:
+        """Figures for the progress bar, averaged over the epoch so far."""
+        steps = (self.step - 1) % per_epoch + 1
+        return {"loss": f"{float(self.sums['loss']) / steps:.4f}"}
+
+    def end_epoch(self, per_epoch: int) -> Row:
+        """Close the epoch: its row of means goes to the history."""
+        means = {name: float(value) / per_epoch for name, value in self.sums.items()}
+        accuracy = means.pop("accuracy")
+        row: Row = {"epoch": self.step // per_epoch, "lr": self.optimizer.param_groups[0]["lr"], **means}
+        row |= {"accuracy": accuracy, "seconds": round(self.seconds, 3), "val_clean": None, "val_robust": None}
+        self.sums, self.seconds = {}, 0.0
+        self.history.append(row)
+        return row
+
+    def validate(self, data: ImageSet, attack: Attack, setting: Setting) -> Row:
+        """Clean and robust accuracy on the validation images."""
+        attacks = {"validation": attack}
+        result = evaluate(self.evaluated, data.images, data.labels, attacks, setting.threat, seed=setting.seed)
+        clean, robust = result.correct["clean"], result.correct["validation"]
+        return {"val_clean": float(clean.float().mean()), "val_robust": float(robust.float().mean())}
+
+    def select(self, row: Row, figure: str) -> None:
+        """Keep the weights if this epoch is the best so far."""
+        if not self.best or (row[figure], row["val_clean"]) > (self.best[figure], self.best["val_clean"]):
+            self.best = dict(row)
+            self.best_state = {k: v.detach().clone() for k, v in self.evaluated.state_dict().items()}
+
+    def state(self) -> dict[str, Any]:
+        """Everything that `restore` needs."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema.state_dict() if self.ema else None,
+            **{k: getattr(self, k) for k in ("step", "seconds", "sums", "history", "best", "best_state")},
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.ema:
+            self.ema.load_state_dict(state["ema"])
+        for name in ("step", "seconds", "sums", "history", "best", "best_state"):
+            setattr(self, name, state[name])
+
+
+def _line(row: Row, epochs: int) -> str:
+    """An epoch in one line of a log."""
+    shown = {"loss": f"{row['loss']:.4f}", "train": f"{row['accuracy']:.1%}"}
+    if row["val_clean"] is not None:
+        shown |= {"val_clean": f"{row['val_clean']:.1%}", "val_robust": f"{row['val_robust']:.1%}"}
+    return f"epoch {row['epoch']}/{epochs}" + "".join(f"  {k} {v}" for k, v in shown.items())
