@@ -34,7 +34,7 @@ def client_and_experiment(stage: Stage) -> "tuple[MlflowClient, str]":
     The store is `MLFLOW_TRACKING_URI`, or mlflow.db in the project's root with its artifacts in mlartifacts.
     """
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -49,7 +50,10 @@ def train_model(stage: Stage) -> None:
     objective = build_objective(method.name, setting, **method.options)
     validation_attack = build_attack(config.validation.attack.name, threat, **config.validation.attack.options)
     fingerprint = _fingerprint(stage, splits.sha256)
-    checkpoint = Checkpoint(Path("checkpoints", stage.recipe_name, f"{stage.method}-{stage.seed}-{fingerprint}.pt"))
+    checkpoint = Checkpoint(
+        Path("checkpoints", stage.recipe_name, f"{stage.method}-{stage.seed}-{fingerprint}.pt"),
+        seconds=float(os.environ.get("TRL_CHECKPOINT_SECONDS", "30")),
+    )
     run = ModelRun.begin(stage, fingerprint)
     outcome = train(
         model, objective, setting, splits.validation, validation_attack, config, checkpoint=checkpoint, on_epoch=run.log

@@ -1,6 +1,26 @@
-"""Attacks: each is a function (model, x, y, threat, …) → x_adv, one file per family."""
+"""Attacks: each is a function (model, x, y, threat, …) → x_adv, one file per family.
 
-from trl.registry import Registry
+`model` is any `torch.nn.Module` from images x, [n,…] with values in [0, 1], to logits [n,k]; y holds integer labels
+[n]. x_adv has the device, dtype and memory format of x, lies in [0, 1] and in the threat's ball, and has no gradient.
+The model runs in eval mode with frozen parameters; its parameters, gradients, buffers and flags stay as they were.
+Randomness comes from torch's global generator. TrlError for images or labels that do not fit.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from trl.attacks.fgsm import fgsm
+from trl.attacks.mim import mim
+from trl.attacks.pgd import bim, cw, pgd  # here and now, so that `pgd` is the function, whoever imports its module
+from trl.errors import TrlError
+from trl.registry import Registry, explain
+from trl.threat import Threat
+
+Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 ATTACKS = Registry(
     "attack",
@@ -12,3 +32,16 @@ ATTACKS = Registry(
         "mim": "trl.attacks.mim:mim",
     },
 )
+
+
+def build_attack(name: str, threat: Threat, **options: Any) -> Attack:
+    """The attack `name` as a function (model, x, y) → x_adv; TrlError for an unknown name or unfit options."""
+    allowed = ATTACKS.options(name)
+    try:
+        checked = allowed.model_validate(options)
+    except ValidationError as error:
+        raise TrlError(f"attack {name}: {explain(error, allowed)}") from None
+    return partial(ATTACKS.get(name), threat=threat, **dict(checked))
+
+
+__all__ = ["ATTACKS", "Attack", "bim", "build_attack", "cw", "fgsm", "mim", "pgd"]

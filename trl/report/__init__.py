@@ -1,0 +1,8 @@
+"""The comparison of a pipeline run: result files → tables, figures and one self-contained page."""
+
+from trl.report.figures import save_figures
+from trl.report.page import write_report
+from trl.report.results import load_results
+from trl.report.table import text_table, write_csv
+
+__all__ = ["load_results", "save_figures", "text_table", "write_csv", "write_report"]

@@ -1,0 +1,190 @@
+"""The pipeline by `dvc repro`, with its record in MLflow: what runs, what is skipped, what a failure looks like."""
+
+import re
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from tests.e2e.conftest import Project
+
+pytestmark = pytest.mark.e2e
+
+
+def ran(output: str) -> set[str]:
+    return set(re.findall(r"Running stage '([^']+)'", output))
+
+
+def runs(project: Project, kind: str) -> list[Run]:
+    client = MlflowClient(f"sqlite:///{project.root / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("digits")
+    assert experiment is not None
+    return list(client.search_runs([experiment.experiment_id], f"tags.`trl.kind` = '{kind}'"))
+
+
+def artifacts(project: Project, run: Run, folder: str) -> set[str]:
+    client = MlflowClient(f"sqlite:///{project.root / 'mlflow.db'}")
+    return {Path(a.path).name for a in client.list_artifacts(run.info.run_id, folder)}
+
+
+def models(*names: str, stages: tuple[str, ...] = ("train", "attack", "detect")) -> set[str]:
+    return {f"{stage}@digits-{name}" for stage in stages for name in names}
+
+
+def test_reruns_do_only_what_changed_and_mlflow_has_it_all(project: Project) -> None:
+    first = project.shell("dvc", "repro")
+    assert ran(first) == {"prepare@digits", "report@digits"} | models("um-0", "tla-0")
+    table = [line.split() for line in first.splitlines()]
+    header = next(line for line in table if line[:2] == ["method", "clean"])
+    assert {"fgsm", "pgd", "worst"} <= set(header)
+    assert [line[0] for line in table if line and line[0] in ("um", "tla")] == ["um", "tla"]
+    assert (project.root / "outputs/digits/report/index.html").stat().st_size > 100_000
+
+    # Nothing to do, and quickly so.
+    assert "up to date" in project.shell("dvc", "status")
+    assert ran(project.shell("dvc", "repro")) == set()
+
+    # The record: a row per model with the same metrics, and a parent.
+    rows, parents = runs(project, "model"), runs(project, "pipeline")
+    assert {row.info.run_name for row in rows} == {"digits/um-0", "digits/tla-0"}
+    names = [set(row.data.metrics) for row in rows]
+    shared = {
+        "clean/accuracy",
+        "robust/fgsm",
+        "robust/pgd",
+        "robust/worst",
+        "detect/auc/pgd",
+        "val/robust",
+        "train/loss",
+    }
+    assert all(shared <= each for each in names)
+    assert all(row.info.status == "FINISHED" for row in rows)
+    assert {row.data.tags["mlflow.parentRunId"] for row in rows} == {parents[0].info.run_id}
+    tla = next(row for row in rows if row.data.params["method"] == "tla")
+    assert tla.data.params["objective.lambda1"] == "0.5"
+    assert tla.inputs.dataset_inputs[0].dataset.name == "digits"
+    assert tla.inputs.dataset_inputs[0].tags[0].value.endswith(".dir")
+    assert "roc.png" in artifacts(project, tla, "figures")
+    assert "model.safetensors" in artifacts(project, tla, "model")
+    assert "index.html" in artifacts(project, parents[0], "report")
+    client = MlflowClient(f"sqlite:///{project.root / 'mlflow.db'}")
+    curve = client.get_metric_history(tla.info.run_id, "train/loss")
+    assert [point.step for point in curve] == [1, 2]
+
+    # A lost store is complete again.
+    before = {row.info.run_name: (row.data.metrics, row.data.params) for row in rows}
+    (project.root / "mlflow.db").unlink()
+    shutil.rmtree(project.root / "mlartifacts")
+    project.shell("python", "-m", "tasks.record")
+    again = runs(project, "model")
+    assert {row.info.run_name: (row.data.metrics, row.data.params) for row in again} == before
+    assert "index.html" in artifacts(project, runs(project, "pipeline")[0], "report")
+    project.shell("python", "-m", "tasks.record")  # and recording twice adds nothing
+    assert (len(runs(project, "model")), len(runs(project, "pipeline"))) == (2, 1)
+
+    # A changed knob of one method reruns that method; a new seed runs alone.
+    project.set(lambda p: p["recipes"]["digits"]["methods"]["tla"].update(lambda1=0.25))
+    assert ran(project.shell("dvc", "repro")) == models("tla-0") | {"report@digits"}
+    project.set(lambda p: p.update(seeds=[0, 1]))
+    assert ran(project.shell("dvc", "repro")) == models("um-1", "tla-1") | {"report@digits"}
+    project.set(lambda p: p["recipes"]["digits"]["attack"].update(samples=50))
+    attacks = models("um-0", "tla-0", "um-1", "tla-1", stages=("attack",))
+    assert ran(project.shell("dvc", "repro")) == attacks | {"report@digits"}
+    assert len(runs(project, "pipeline")) == 4
+    assert len(runs(project, "model")) == 5  # the two TLA models of seed 0 are different models
+
+
+def test_a_killed_training_goes_on_and_ends_bit_for_bit_the_same(project: Project) -> None:
+    project.set(lambda p: p["recipes"]["digits"]["train"].update(epochs=40))
+    project.shell("python", "-m", "tasks.prepare")
+    command = ["python", "-m", "tasks.train", "--method", "tla"]
+    weights = project.root / "outputs/digits/tla-0/model/model.safetensors"
+    project.shell(*command)
+    whole = weights.read_bytes()
+    weights.unlink()
+
+    import random
+    import subprocess
+
+    kills, output = 0, ""
+    chance = random.Random(7)
+    while not weights.exists():
+        process = subprocess.Popen(
+            command,
+            cwd=project.root,
+            env=project.environment | {"TRL_CHECKPOINT_SECONDS": "0.2"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert process.stdout is not None
+        for line in process.stdout:  # let it get past its imports, to a checkpoint of its own
+            output += line
+            if line.startswith("epoch") and kills < 2:
+                time.sleep(chance.uniform(0.3, 0.8))
+                process.kill()
+                kills += 1
+                break
+        process.wait()
+    assert kills == 2
+    assert "resumed at step" in output
+    assert weights.read_bytes() == whole
+    assert not list((project.root / "checkpoints").rglob("*.pt"))
+    rows = runs(project, "model")
+    assert len(rows) == 1  # the interrupted training and its continuation are one run, and the same model as before
+    assert (
+        len(MlflowClient(f"sqlite:///{project.root / 'mlflow.db'}").get_metric_history(rows[0].info.run_id, "epoch"))
+        == 40
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "stage", "message"),
+    [
+        (lambda d: d["threat"].update(epsilon=-1), "prepare", r"recipes.digits.threat.epsilon: should be greater than"),
+        (lambda d: d["data"].update(validation=5000), "prepare", r"validation.*5,?000"),
+        (lambda d: d["train"].update(batch_size=5000), "train", r"train.batch_size: 5000 is more than the 1197"),
+        (lambda d: d["methods"]["tla"].update(pool=5000), "train", r"pool is 5000, more than the 1197"),
+        (lambda d: d["train"]["optimizer"].update(lr=1e30), "train", r"training diverged: loss or weights are NaN"),
+    ],
+)
+def test_bad_input_is_one_line_and_a_failure(project: Project, change: Any, stage: str, message: str) -> None:
+    if stage != "prepare":
+        project.shell("python", "-m", "tasks.prepare")
+    project.set(lambda p: change(p["recipes"]["digits"]))
+    arguments = ["--method", "tla"] if stage == "train" else []
+    output = project.shell("python", "-m", f"tasks.{stage}", *arguments, fails=True)
+    errors = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert re.search(message, errors[0])
+    assert "Traceback" not in output
+
+
+def test_unknown_names_and_missing_inputs_are_one_line(project: Project) -> None:
+    for command, message in (
+        (["tasks.train", "--method", "trades"], r"unknown method 'trades'; recipes.digits.methods has um"),
+        (["tasks.prepare", "--recipe", "svhn"], r"unknown recipe 'svhn'; params.yaml has digits"),
+        (["tasks.train", "--method", "tla"], r"outputs/digits/data.*prepare|outputs/digits/data.*cannot be read"),
+        (["tasks.attack", "--method", "tla"], r"outputs/digits/tla-0/model.*train the model first"),
+    ):
+        output = project.shell("python", "-m", *command, fails=True)
+        assert re.search(f"^error: .*({message})", output, re.MULTILINE), output
+        assert "Traceback" not in output
+
+
+def test_a_broken_store_never_costs_results(project: Project) -> None:
+    project.shell("python", "-m", "tasks.prepare")
+    output = project.shell(
+        "python",
+        "-m",
+        "tasks.train",
+        "--method",
+        "um",
+        MLFLOW_TRACKING_URI=f"sqlite:///{project.root}/no/such/folder/db",
+    )
+    assert output.count("warning: MLflow was not updated") >= 1
+    assert (project.root / "outputs/digits/um-0/model/model.safetensors").exists()

@@ -1,0 +1,51 @@
+"""A published robust network (Wong, Rice & Kolter 2020), and its accuracies on the first 1,000 MNIST test images."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from trl.attacks import pgd
+from trl.data import load_dataset
+from trl.models import build_model
+from trl.threat import Linf
+
+RAW = os.environ.get("TRL_RAW_DATA")
+pytestmark = pytest.mark.skipif(RAW is None, reason="needs TRL_RAW_DATA, a folder with mnist/ and models/")
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Module:
+    weights = torch.load(Path(RAW or "") / "models/fast_adversarial_mnist/fgsm.pth", map_location="cpu", weights_only=True)
+    model = build_model("strided_cnn", 10, (1, 28, 28))
+    names = model.state_dict().keys()  # the same layers in the same order under other names
+    model.load_state_dict(dict(zip(names, weights.values(), strict=True)))
+    return model.eval().to(memory_format=torch.channels_last)
+
+
+@pytest.fixture(scope="module")
+def images() -> tuple[Tensor, Tensor]:
+    test = load_dataset("mnist").test
+    return test.images[:1000].float() / 255, test.labels[:1000]
+
+
+def accuracy(network: nn.Module, x: Tensor, y: Tensor) -> float:
+    with torch.no_grad():
+        return 100 * (network(x).argmax(1) == y).float().mean().item()
+
+
+def test_clean(network: nn.Module, images: tuple[Tensor, Tensor]) -> None:
+    assert accuracy(network, *images) == pytest.approx(98.3, abs=0.01)
+
+
+def test_pgd_50_with_restarts(network: nn.Module, images: tuple[Tensor, Tensor]) -> None:
+    measured = []
+    for restarts, expected in ((1, 89.8), (2, 88.9), (3, 88.4)):
+        torch.manual_seed(0)
+        x_adv = pgd(network, *images, Linf(0.3), steps=50, step_size=0.01, restarts=restarts)
+        measured.append(accuracy(network, x_adv, images[1]))
+        assert measured[-1] == pytest.approx(expected, abs=0.6)
+    assert measured == sorted(measured, reverse=True)
+    assert measured[-1] < measured[0]

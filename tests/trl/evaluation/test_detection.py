@@ -1,0 +1,82 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from trl.errors import TrlError
+from trl.evaluation.detection import detection_auc, roc_points
+
+scores = arrays("float64", st.integers(1, 30), elements=st.integers(-5, 5).map(float)).map(torch.from_numpy)
+
+
+def test_areas_by_hand_with_ties() -> None:
+    natural, adversarial = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([2.0, 3.0, 4.0, 0.0])
+    succeeded = torch.tensor([True, False, True, False])
+    # pairs won (ties half): 2 → 1.5, 3 → 2.5, 4 → 3, 0 → 0
+    areas = detection_auc(natural, adversarial, succeeded)
+    assert areas == pytest.approx({"all": 7 / 12, "successful": 4.5 / 6, "failed": 2.5 / 6})
+
+
+def test_an_empty_subset_has_no_area() -> None:
+    natural, adversarial = torch.tensor([0.0, 1.0]), torch.tensor([2.0])
+    assert detection_auc(natural, adversarial, torch.tensor([True])) == {"all": 1, "successful": 1, "failed": None}
+    assert detection_auc(natural, adversarial, torch.tensor([False])) == {"all": 1, "successful": None, "failed": 1}
+
+
+@settings(max_examples=40, deadline=None)
+@given(natural=scores, adversarial=scores)
+def test_opposite_scores_have_the_opposite_area(natural: torch.Tensor, adversarial: torch.Tensor) -> None:
+    succeeded = torch.arange(len(adversarial)) % 2 == 0
+    areas = detection_auc(natural, adversarial, succeeded)
+    opposite = detection_auc(-natural, -adversarial, succeeded)
+    for subset, area in areas.items():
+        if area is None:
+            assert opposite[subset] is None
+        else:
+            assert area + opposite[subset] == pytest.approx(1)
+
+
+def test_clean_against_clean_is_chance() -> None:
+    generator = torch.Generator().manual_seed(0)
+    natural, other = torch.randn(2, 4000, generator=generator)
+    areas = detection_auc(natural, other, torch.arange(4000) < 2000)
+    assert all(area == pytest.approx(0.5, abs=0.03) for area in areas.values())
+    assert detection_auc(natural, other + 1, torch.arange(4000) < 2000)["all"] == pytest.approx(0.7602, abs=0.02)
+
+
+@settings(max_examples=40, deadline=None)
+@given(natural=scores, adversarial=scores, max_points=st.integers(2, 20))
+def test_roc_points_lie_on_the_curve(natural: torch.Tensor, adversarial: torch.Tensor, max_points: int) -> None:
+    points = roc_points(natural, adversarial, max_points)
+    assert points[0] == (0, 0)
+    assert points[-1] == (1, 1)
+    assert len(points) <= max_points
+    assert points == sorted(points)
+    thresholds = [*torch.cat([natural, adversarial]), float("inf")]
+    rates = {(float((natural >= t).double().mean()), float((adversarial >= t).double().mean())) for t in thresholds}
+    assert all(any(point == pytest.approx(rate) for rate in rates) for point in points)
+
+
+def test_roc_points_are_spread_and_keep_the_area() -> None:
+    generator = torch.Generator().manual_seed(0)
+    natural, adversarial = torch.randn(3000, generator=generator), 1 + torch.randn(3000, generator=generator)
+    points = torch.tensor(roc_points(natural, adversarial))
+    assert 150 < len(points) <= 200
+    area = torch.trapezoid(points[:, 1], points[:, 0])
+    exact = detection_auc(natural, adversarial, torch.ones(3000, dtype=torch.bool))["all"]
+    assert float(area) == pytest.approx(exact, abs=1e-3)
+
+
+def test_scores_that_cannot_be_compared() -> None:
+    good, flags = torch.tensor([0.0, 1.0]), torch.tensor([True, False])
+    for natural, adversarial, succeeded, message in (
+        (good, torch.tensor([0.0, torch.nan]), flags, "NaN"),
+        (torch.tensor([torch.inf]), good, flags, "infinite"),
+        (good[:0], good, flags, "at least one"),
+        (good, good[:0], flags[:0], "at least one"),
+        (good, good, flags[:1], "one flag per"),
+        (good, good, flags.long(), "must be bool"),
+    ):
+        with pytest.raises(TrlError, match=message):
+            detection_auc(natural, adversarial, succeeded)

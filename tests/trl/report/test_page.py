@@ -1,0 +1,134 @@
+import base64
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.trl.report.synthetic import METHODS, write_metrics
+from trl.report import load_results, write_report
+from trl.report.table import comparison
+
+FIGURES = ["robust_accuracy_vs_epsilon", "attacks", "roc", "training_curves", "triplet", "tsne"]
+PARAMETERS: dict[str, Any] = {
+    "data": {"name": "digits", "validation": 300, "split_seed": 0},
+    "model": {"name": "mlp", "options": {"widths": (256, 128)}},  # a tuple, as a validated section has it
+    "threat": {"norm": "linf", "epsilon": 8 / 255},
+}
+
+
+class Page(HTMLParser):
+    """The page's elements with their attributes, and its text by element."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path, self.elements, self.texts = path, list[tuple[str, dict[str, str | None]]](), list[tuple[str, str]]()
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        if data.strip():
+            self.texts.append((self.elements[-1][0], data.strip()))
+
+    def of(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+    def text(self, tag: str | None = None) -> str:
+        return "\n".join(text for name, text in self.texts if tag in (None, name))
+
+
+@pytest.fixture(scope="module", params=[(0,), (0, 1, 2)], ids=["one seed", "three seeds"])
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
+    folder = tmp_path_factory.mktemp("report")
+    results = load_results(write_metrics(folder / "metrics", seeds=request.param), METHODS, request.param)
+    return results, Page(write_report(results, "digits-quick", PARAMETERS, folder / "report"))
+
+
+def test_the_page_needs_nothing_outside_itself(case) -> None:
+    _, page = case
+    references = [
+        value for _, attributes in page.elements for name, value in attributes.items() if name in ("src", "href")
+    ]
+    assert references
+    assert all(reference.startswith("data:image/png;base64,") for reference in references)
+    source = page.path.read_text()
+    assert not any(word in source for word in ("http:", "https:", "file:", "@import", "url(", "<script", "<link"))
+
+
+def test_the_title_names_recipe_data_and_threat(case) -> None:
+    _, page = case
+    assert "digits-quick" in page.text("h1")
+    assert "ℓ∞, ε = 8/255" in page.text("dd")
+    assert "digits" in page.text("dd").splitlines()
+
+
+def test_every_number_of_the_comparison_is_in_the_page(case) -> None:
+    results, page = case
+    for column in comparison(results):
+        for method in METHODS:
+            assert column.show(column.cells[method].mean) in page.text().splitlines()
+            assert column.uncertainty(method) in page.text("small")
+    assert "–" in page.text("td").splitlines()  # um has no failed attack
+    assert ("±" in page.text("small")) == (len(results.seeds) > 1)
+
+
+def test_the_best_of_a_column_is_bold(case) -> None:
+    results, page = case
+    clean = comparison(results)[0]
+    assert clean.best() == {"um"}
+    assert clean.show(clean.cells["um"].mean) in page.text("b").splitlines()
+
+
+def test_every_figure_is_inside_the_page_and_described(case) -> None:
+    _, page = case
+    written = {path.stem: path.read_bytes() for path in page.path.parent.glob("*.png")}
+    assert [figure["id"] for figure in page.of("figure")] == FIGURES
+    for figure, image in zip(page.of("figure"), page.of("img"), strict=True):
+        assert base64.b64decode(image["src"].partition(",")[2]) == written[figure["id"]]
+        assert all(method in image["alt"] for method in METHODS)
+    assert len(page.text("figcaption").splitlines()) == 6
+
+
+def test_tables_say_what_their_headers_head(case) -> None:
+    results, page = case
+    assert {header["scope"] for header in page.of("th")} == {"col", "row"}
+    assert len(page.of("caption")) == len(page.of("table")) == 4
+    assert len([h for h in page.of("th") if h["scope"] == "row"]) == 3 * len(METHODS) + len(results.models)
+
+
+def test_models_are_listed_with_what_they_took(case) -> None:
+    results, page = case
+    assert page.text("code").splitlines() == [model.train.weights[:12] for model in results.models]
+    assert "38 of 40" in page.text("td")
+
+
+def test_parameters_are_quoted_as_yaml(case) -> None:
+    _, page = case
+    quoted = yaml.safe_load(page.text("pre"))
+    assert quoted == PARAMETERS | {"model": {"name": "mlp", "options": {"widths": [256, 128]}}}
+
+
+def test_the_comparison_lies_beside_the_page(case) -> None:
+    _, page = case
+    assert (page.path.parent / "comparison.csv").read_text().startswith("method,clean,clean_std,fgsm")
+
+
+def test_the_same_results_give_the_same_bytes_without_figures_that_do_not_apply(tmp_path: Path) -> None:
+    results = load_results(write_metrics(tmp_path, ["at"]), ["at"], [0])
+    first, second = (write_report(results, "digits", PARAMETERS, tmp_path / name) for name in "ab")
+    assert first.read_bytes() == second.read_bytes()
+    assert {path.stem for path in first.parent.glob("*.png")} == set(FIGURES) - {"triplet"}
+    assert [figure["id"] for figure in Page(first).of("figure")] == [name for name in FIGURES if name != "triplet"]
+
+
+def test_names_are_text_and_never_markup(tmp_path: Path) -> None:
+    name = "<b>a&t"
+    results = load_results(write_metrics(tmp_path, [name]), [name], [0])
+    page = Page(write_report(results, "<i>recipe", PARAMETERS | {"note": "</pre><em>"}, tmp_path / "report"))
+    assert not page.of("i")
+    assert "<i>recipe" in page.text("h1")
+    assert name in page.text("th").splitlines()
+    assert "</pre><em>" in page.text("pre")

@@ -1,0 +1,140 @@
+import csv
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.trl.report.synthetic import METHODS, write_metrics
+from trl.report import load_results, text_table, write_csv
+from trl.report.results import Results
+from trl.report.table import Cell, Column, comparison, detection, representation, show_epsilon
+
+COLUMNS = ["clean", "fgsm", "bim", "pgd", "cw", "mim", "worst", "AUC pgd", "AUC cw"]
+
+
+@pytest.fixture
+def one(tmp_path: Path) -> Results:
+    return load_results(write_metrics(tmp_path), METHODS, [0])
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> Results:
+    return load_results(write_metrics(tmp_path, seeds=(0, 1, 2)), METHODS, [0, 1, 2])
+
+
+def with_accuracies(results: Results, method: str, attack: str, accuracies: list[float]) -> Results:
+    """`results` with the given accuracy of each seed of `method` under `attack`."""
+    given = iter(accuracies)
+
+    def changed(model):
+        if model.method != method:
+            return model
+        robust = model.attack.robust
+        figure = robust[attack].model_copy(update={"accuracy": next(given)})
+        return replace(model, attack=model.attack.model_copy(update={"robust": robust | {attack: figure}}))
+
+    return replace(results, models=tuple(map(changed, results.models)))
+
+
+def test_several_seeds_give_mean_and_standard_deviation(three: Results) -> None:
+    results = with_accuracies(three, "tla", "pgd", [0.5, 0.6, 0.7])
+    column = {c.title: c for c in comparison(results)}["pgd"]
+    assert column.text("tla") == "60.0 ± 10.0"
+    assert column.uncertainty("tla") == "± 10.0"
+
+
+def test_one_seed_gives_the_value_and_its_interval(one: Results) -> None:
+    figure = one.of("at")[0].attack.robust["pgd"]
+    column = {c.title: c for c in comparison(one)}["pgd"]
+    assert column.text("at") == f"{100 * figure.accuracy:.1f}"
+    assert column.uncertainty("at") == f"{100 * figure.low:.1f}–{100 * figure.high:.1f}"
+    assert {c.title: c for c in comparison(one)}["AUC pgd"].uncertainty("at") == ""
+
+
+def test_columns_are_clean_attacks_worst_and_detection(one: Results) -> None:
+    assert [column.title for column in comparison(one)] == COLUMNS
+    cells = {column.title: column.cells["tla"].mean for column in comparison(one)}
+    model = one.of("tla")[0]
+    assert cells["clean"] == model.attack.clean.accuracy
+    assert cells["worst"] == model.attack.robust["worst"].accuracy
+    assert cells["AUC cw"] == model.detect.auc["cw"]
+
+
+def test_detection_and_representation_show_what_does_not_exist_as_a_dash(one: Results) -> None:
+    columns = {column.title: column for column in [*detection(one), *representation(one)]}
+    assert columns["pgd, failed"].text("um") == "–"
+    assert columns["pgd, successful"].text("um") == f"{100 * one.of('um')[0].detect.auc_successful['pgd']:.1f}"
+    assert columns["r′ (lower is better)"].text("um") == "–"
+    assert columns["r (higher is better)"].text("tla") == f"{one.of('tla')[0].detect.representation.r:.3f}"
+
+
+@pytest.mark.parametrize("seeds", ["one", "three"])
+def test_text_table_is_aligned_and_in_order(seeds: str, request: pytest.FixtureRequest) -> None:
+    results = request.getfixturevalue(seeds)
+    table, _, note = text_table(results).partition("\n\n")
+    header, rule, *rows = table.splitlines()
+    assert len({len(line) for line in [header, rule, *rows]}) == 1
+    assert [row.split()[0] for row in rows] == list(METHODS)
+    assert header.replace("AUC ", "AUC_").split() == ["method", *(c.replace(" ", "_") for c in COLUMNS)]
+    ends = [i for i, char in enumerate(rule) if char == "─" and rule[i + 1 : i + 2] in ("", " ")]
+    assert all(row[end] != " " for row in rows for end in ends[1:])  # numbers are flush right under their rule
+    assert ("standard deviation over seeds 0, 1, 2" in note) == (seeds == "three")
+    assert "epsilon 0.2" in note
+
+
+def test_text_table_of_hand_made_numbers(one: Results) -> None:
+    results = with_accuracies(one, "um", "worst", [0.12345])
+    um = text_table(results).splitlines()[2].split()
+    assert um[COLUMNS.index("worst") + 1] == "12.3"
+
+
+def test_csv_holds_means_and_deviations_in_percent(three: Results, tmp_path: Path) -> None:
+    results = with_accuracies(three, "alp", "cw", [0.5, 0.6, 0.7])
+    write_csv(results, tmp_path / "comparison.csv")
+    rows = {row["method"]: row for row in csv.DictReader((tmp_path / "comparison.csv").open())}
+    assert list(rows) == list(METHODS)
+    assert float(rows["alp"]["cw"]) == pytest.approx(60)
+    assert float(rows["alp"]["cw_std"]) == pytest.approx(10)
+
+
+def test_csv_of_one_seed_has_no_deviation(one: Results, tmp_path: Path) -> None:
+    write_csv(one, tmp_path / "comparison.csv")
+    rows = list(csv.DictReader((tmp_path / "comparison.csv").open()))
+    assert {row["worst_std"] for row in rows} == {""}
+    assert all(0 <= float(row["worst"]) <= 100 for row in rows)
+
+
+@given(st.lists(st.floats(0, 1) | st.just(math.nan), min_size=1, max_size=6))
+def test_a_cell_summarises_the_seeds_that_have_a_value(values: list[float]) -> None:
+    defined = np.array([v for v in values if not math.isnan(v)])
+    cell = Cell(tuple(values))
+    assert cell.mean == pytest.approx(defined.mean(), abs=1e-12) if len(defined) else math.isnan(cell.mean)
+    assert cell.std == pytest.approx(defined.std(ddof=1), abs=1e-12) if len(defined) > 1 else math.isnan(cell.std)
+
+
+@pytest.mark.parametrize(
+    ("means", "higher", "best"),
+    [
+        ((0.1, 0.9, 0.5), True, {"b"}),
+        ((0.1, 0.9, 0.5), False, {"a"}),
+        ((0.5001, 0.5004, 0.1), True, {"a", "b"}),  # 50.0 both
+        ((0.3, 0.3, 0.3), True, set()),
+        ((math.nan, 0.3, 0.4), False, {"b"}),
+        ((math.nan, 0.3, math.nan), True, set()),
+        ((math.nan, math.nan, math.nan), True, set()),
+    ],
+)
+def test_best_of_a_column(means: tuple[float, ...], higher: bool, best: set[str]) -> None:
+    cells = {name: Cell((mean,)) for name, mean in zip("abc", means, strict=True)}
+    assert Column("x", cells, higher_is_better=higher).best() == best
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "text"), [(0.3, "0.3"), (0, "0"), (8 / 255, "8/255"), (0.2, "0.2"), (1 / 7, "0.1429"), (2.0, "2")]
+)
+def test_epsilon_is_written_as_the_field_does(epsilon: float, text: str) -> None:
+    assert show_epsilon(epsilon) == text

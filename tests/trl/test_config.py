@@ -1,0 +1,122 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from trl.config import Params, check_params, load_params
+from trl.errors import TrlError
+from trl.models import build_model
+
+ROOT = Path(__file__).parents[2]
+SHAPES = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "fashion_mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
+
+
+@pytest.fixture
+def raw() -> Any:
+    return yaml.safe_load((ROOT / "params.yaml").read_text())
+
+
+def test_the_shipped_params_are_valid_and_complete() -> None:
+    params = load_params(ROOT / "params.yaml")
+    expected = {"digits", "mnist", "mnist_cpu", "fashion_mnist", "cifar10", "cifar10_resnet18", "tiny_imagenet"}
+    assert set(params.recipes) == expected
+    for recipe in params.recipes.values():
+        assert {"um", "at", "alp", "tla", "tla_rn", "tla_sa"} <= set(recipe.methods)
+        shape = SHAPES.get(recipe.data.name, (3, 64, 64))
+        import torch
+
+        with torch.device("meta"):  # shapes only: no memory for the large ones
+            build_model(recipe.model.name, 10, shape, **recipe.model.options)
+
+
+def test_the_papers_constants_are_the_shipped_ones() -> None:
+    recipes = load_params(ROOT / "params.yaml").recipes
+    for name, expected in {
+        "mnist": (0.5, 0.05, 0.001, 50, 0.3, 40, 0.01),
+        "cifar10": (2, 0.03, 0.001, 500, 8 / 255, 7, 2 / 255),
+        "tiny_imagenet": (0.2, 0.01, 0.001, 50, 8 / 255, 7, 2 / 255),
+    }.items():
+        recipe = recipes[name]
+        tla, attack = recipe.methods["tla"].options, recipe.train.attack.options
+        constants = [tla[k] for k in ("lambda1", "margin", "lambda2", "pool")]
+        constants += [recipe.threat.epsilon, attack["steps"], attack["step_size"]]
+        assert constants == pytest.approx(expected), name
+
+
+def test_options_left_out_get_their_defaults() -> None:
+    recipe = load_params(ROOT / "params.yaml").recipes["digits"]
+    assert recipe.methods["tla"].options["positive"] == "other"
+    assert recipe.methods["tla_rn"].name == "tla"
+    assert recipe.attack.attacks["pgd"].options["random_start"] is True
+
+
+def change(raw: Any, path: str, value: Any) -> Any:
+    *parents, last = path.split(".")
+    section = raw
+    for key in parents:
+        section = section[key]
+    section[last] = value
+    return raw
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("recipe", "imagenet", "recipe: unknown recipe 'imagenet'; known: digits"),
+        ("methods", [], "methods: "),
+        ("methods", ["um", "trades"], "methods: unknown method 'trades'; recipes.digits.methods has um, at"),
+        ("methods", ["um", "um"], "methods: names a value twice"),
+        ("seeds", [-1], "seeds.0: should be greater than or equal to 0, not -1"),
+        ("seeds", [], "seeds: "),
+        ("recepies", {}, "recepies: unknown key; allowed: recipe, methods, seeds, recipes"),
+        ("recipes.digits.threat.epsilon", -0.1, "recipes.digits.threat.epsilon: should be greater than or equal to 0"),
+        ("recipes.digits.threat.epsilon", "8/0", "recipes.digits.threat.epsilon: should be a valid number"),
+        ("recipes.digits.threat.norm", "l0", "recipes.digits.threat.norm: should be 'linf' or 'l2', not 'l0'"),
+        ("recipes.digits.train.epochs", 0, "recipes.digits.train.epochs: should be greater than or equal to 1, not 0"),
+        ("recipes.digits.train.epochs", "many", "recipes.digits.train.epochs: should be a valid integer"),
+        ("recipes.digits.train.epochs", 1.5, "recipes.digits.train.epochs: should be a valid integer"),
+        ("recipes.digits.train.epoch", 3, "recipes.digits.train.epoch: unknown key; allowed: epochs, batch_size"),
+        ("recipes.digits.train.attack", {"attack": "pgd", "step": 3}, "recipes.digits.train.attack.step: unknown key"),
+        ("recipes.digits.train.attack", {"steps": 3}, "recipes.digits.train.attack: needs `attack:`, one of bim"),
+        ("recipes.digits.train.optimizer.lr", float("nan"), "recipes.digits.train.optimizer.lr: "),
+        ("recipes.digits.methods.tla.pool", 1, "recipes.digits.methods.tla.pool: should be greater than or equal to 2"),
+        ("recipes.digits.methods.tla.objective", "triplet", "recipes.digits.methods.tla: unknown objective 'triplet'"),
+        ("recipes.digits.methods.tla.lambda", 1, "recipes.digits.methods.tla.lambda: unknown key; allowed: lambda1"),
+        ("recipes.digits.methods.at.lambda1", 1, "recipes.digits.methods.at.lambda1: unknown key; allowed: none"),
+        ("recipes.digits.methods.new", {}, "recipes.digits.methods.new: unknown objective 'new'"),
+        ("recipes.digits.attack.attacks", {}, "recipes.digits.attack.attacks: "),
+        ("recipes.digits.attack.attacks.autopgd", {}, "recipes.digits.attack.attacks.autopgd: unknown attack"),
+        ("recipes.digits.attack.batch_size", 0, "recipes.digits.attack.batch_size: should be greater than"),
+        ("recipes.digits.data.name", "svhn", "recipes.digits.data: unknown data set 'svhn'; known: cifar10, digits"),
+        ("recipes.digits.model.name", "vgg", "recipes.digits.model: unknown model 'vgg'"),
+        ("recipes.digits.model.width", -5, "recipes.digits.model.width: should be greater than"),
+        ("recipes.digits.detect.detector.covariance", "round", "recipes.digits.detect.detector.covariance: should be"),
+        ("recipes.digits", None, "recipes.digits: should be a valid dictionary"),
+    ],
+)
+def test_a_bad_value_is_one_line_with_its_path(raw: Any, path: str, value: Any, message: str) -> None:
+    with pytest.raises(TrlError) as caught:
+        check_params(change(raw, path, value), "params.yaml")
+    assert str(caught.value).startswith(f"params.yaml: {message}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_section_is_named(raw: Any) -> None:
+    del raw["recipes"]["mnist"]["threat"]
+    with pytest.raises(TrlError, match=r"params: recipes.mnist.threat: is missing"):
+        check_params(raw)
+
+
+def test_fractions_are_numbers(raw: Any) -> None:
+    params: Params = check_params(change(raw, "recipes.digits.threat.epsilon", "8/255"))
+    assert params.selected.threat.epsilon == 8 / 255
+
+
+def test_files_that_are_missing_or_no_yaml(tmp_path: Path) -> None:
+    with pytest.raises(TrlError, match="cannot be read .*run from the project's root"):
+        load_params(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text("recipe: [digits")
+    with pytest.raises(TrlError, match="not valid YAML") as caught:
+        load_params(tmp_path / "params.yaml")
+    assert "\n" not in str(caught.value)

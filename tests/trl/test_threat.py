@@ -1,0 +1,156 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from torch import Tensor
+
+from trl.errors import TrlError
+from trl.threat import L2, THREATS, Linf, Threat, build_threat
+
+DUAL_NORM = {"linf": 1, "l2": 2}  # the steepest unit step gains the gradient's dual norm
+
+threats = st.builds(build_threat, st.sampled_from(sorted(THREATS)), st.floats(0, 3))
+shapes = st.sampled_from([(4, 1, 8, 8), (2, 3, 32, 32), (3, 5), (1, 1, 1, 1), (2, 3, 2, 2, 2)])
+dtypes = st.sampled_from([torch.float32, torch.float64])
+seeds = st.integers(0, 2**32 - 1)
+
+
+def images(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
+    """Random images, with some values at the ends of the box."""
+    x = torch.rand(shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+    return (x * 1.4 - 0.2).clamp(0, 1)
+
+
+def assert_inside(x_adv: Tensor, x: Tensor, threat: Threat) -> None:
+    assert x_adv.shape == x.shape
+    assert x_adv.dtype == x.dtype
+    assert x_adv.min() >= 0
+    assert x_adv.max() <= 1
+    order = math.inf if threat.name == "linf" else 2
+    assert (x_adv - x).double().flatten(1).norm(order, dim=1).max() <= threat.epsilon + 1e-6
+
+
+@given(threats, shapes, dtypes, seeds, st.floats(0, 10))
+@settings(max_examples=60, deadline=None)
+def test_projection_is_inside_and_idempotent(
+    threat: Threat, shape: tuple[int, ...], dtype: torch.dtype, seed: int, size: float
+) -> None:
+    torch.manual_seed(seed)
+    x = images(shape, dtype, seed)
+    x_adv = x + size * torch.randn_like(x)
+    projected = threat.project(x_adv, x)
+    assert_inside(projected, x, threat)
+    torch.testing.assert_close(threat.project(projected, x), projected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(threat.projection(x)(x_adv), projected, atol=0, rtol=0)
+
+
+@given(threats, shapes, dtypes, seeds)
+@settings(max_examples=30, deadline=None)
+def test_projection_keeps_what_is_inside(threat: Threat, shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> None:
+    torch.manual_seed(seed)
+    x = images(shape, dtype, seed)
+    noise = torch.rand_like(x) * 2 - 1
+    noise *= 0.9 * threat.epsilon / (1 if threat.name == "linf" else math.sqrt(x[0].numel()))
+    inside = (x + noise).clamp(0, 1)
+    projected = threat.project(inside, x)
+    torch.testing.assert_close(projected, inside, atol=1e-6 if threat.epsilon < 1e-4 else 0, rtol=0)
+    assert projected.data_ptr() != inside.data_ptr()
+
+
+def test_projection_moves_outside_points_to_the_boundary() -> None:
+    x = torch.full((1, 4), 0.5)
+    far = x + torch.tensor([[3.0, -0.1, 0.0, 4.0]])
+    torch.testing.assert_close(Linf(0.2).project(far, x) - x, torch.tensor([[0.2, -0.1, 0.0, 0.2]]))
+    torch.testing.assert_close(L2(0.2).project(far, x) - x, (far - x) * (0.2 / (far - x).norm()))
+
+
+def test_l2_stays_in_the_ball_when_every_value_rounds_up() -> None:
+    for epsilon in (0.1, 0.25, 0.5, 1.0, 2.0):
+        for value in (0.5, 0.53, 0.6):
+            x = torch.full((1, 3, 224, 224), value)
+            assert_inside(L2(epsilon).project(x + 0.3, x), x, L2(epsilon))
+
+
+@given(st.sampled_from(sorted(THREATS)), shapes, dtypes, seeds, st.floats(1e-3, 2), st.sampled_from([1e-35, 1.0, 1e30]))
+@settings(max_examples=40, deadline=None)
+def test_ascend_is_the_best_unit_step(
+    norm: str, shape: tuple[int, ...], dtype: torch.dtype, seed: int, step_size: float, scale: float
+) -> None:
+    torch.manual_seed(seed)
+    threat, x, direction = build_threat(norm, 1.0), torch.zeros(shape, dtype=dtype), torch.randn(shape, dtype=dtype)
+    step = threat.ascend(x, direction * scale, step_size)
+    torch.testing.assert_close(threat.distance(step, x), torch.full((len(x),), step_size, dtype=dtype))
+    gain = (step * direction).flatten(1).sum(1)
+    best = step_size * direction.flatten(1).norm(DUAL_NORM[norm], dim=1)  # Hölder's inequality, with equality
+    torch.testing.assert_close(gain, best, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("norm", sorted(THREATS))
+def test_ascend_without_gradient_stays(norm: str) -> None:
+    x = torch.rand(2, 3, 4, 4)
+    gradient = torch.zeros_like(x)
+    gradient[1] = 1
+    moved = build_threat(norm, 0.1).ascend(x, gradient, 0.1)
+    assert torch.equal(moved[0], x[0])
+    assert (moved[1] > x[1]).all()
+
+
+@given(threats, shapes, dtypes, seeds)
+@settings(max_examples=40, deadline=None)
+def test_random_start_is_inside(threat: Threat, shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> None:
+    torch.manual_seed(seed)
+    x = images(shape, dtype, seed)
+    start = threat.random_start(x)
+    assert_inside(start, x, threat)
+    if threat.epsilon > 0.01 and x.numel() > 10:  # a single value can be clamped to the same end twice
+        assert not torch.equal(start, x)
+        assert not torch.equal(start, threat.random_start(x))
+
+
+def test_linf_random_start_is_uniform_in_every_value() -> None:
+    torch.manual_seed(0)
+    x = torch.full((2000, 1, 2, 2), 0.5)
+    noise = (Linf(0.3).random_start(x) - x).flatten(1).numpy()
+    for column in noise.T:
+        assert stats.kstest(column, stats.uniform(-0.3, 0.6).cdf).pvalue > 1e-3
+    off_diagonal = np.corrcoef(noise.T) - np.eye(4)
+    assert np.abs(off_diagonal).max() < 0.1
+
+
+def test_l2_random_start_is_uniform_in_the_ball() -> None:
+    torch.manual_seed(0)
+    x = torch.full((4000, 3), 0.5)
+    noise = L2(0.4).random_start(x) - x
+    volume = (noise.norm(dim=1) / 0.4) ** 3  # share of the ball within each radius
+    assert stats.kstest(volume.numpy(), stats.uniform().cdf).pvalue > 1e-3
+    # on a sphere in three dimensions every coordinate is uniform (Archimedes)
+    directions = (noise / noise.norm(dim=1, keepdim=True)).numpy()
+    for column in directions.T:
+        assert stats.kstest(column, stats.uniform(-1, 2).cdf).pvalue > 1e-3
+
+
+def test_distance() -> None:
+    x = torch.zeros(2, 1, 1, 2)
+    x_adv = torch.tensor([[3.0, -4.0], [0.0, 1.0]]).reshape(2, 1, 1, 2)
+    assert Linf(1.0).distance(x_adv, x).tolist() == [4.0, 1.0]
+    assert L2(1.0).distance(x_adv, x).tolist() == [5.0, 1.0]
+
+
+@pytest.mark.parametrize("norm", sorted(THREATS))
+@pytest.mark.parametrize("epsilon", [-0.1, math.nan, math.inf, "0.1", None])
+def test_bad_epsilon(norm: str, epsilon: float) -> None:
+    with pytest.raises(TrlError, match="epsilon must be a finite number"):
+        build_threat(norm, epsilon)
+
+
+def test_build_threat() -> None:
+    assert build_threat("linf", 8 / 255) == Linf(8 / 255)
+    assert build_threat("l2", 0.5) == L2(0.5)
+    assert Linf(0.5) != L2(0.5)
+    assert (Linf(0.5).name, L2(0.5).name) == ("linf", "l2")
+    with pytest.raises(TrlError, match="unknown norm 'l1'; known: linf, l2"):
+        build_threat("l1", 0.5)

@@ -1,0 +1,17 @@
+"""FGSM, the fast gradient sign method (Goodfellow et al. 2015, arXiv 1412.6572)."""
+
+from torch import Tensor, nn
+
+from trl.attacks.inner import check_input, frozen, input_gradient
+from trl.attacks.losses import cross_entropy
+from trl.threat import Threat
+
+
+def fgsm(model: nn.Module, x: Tensor, y: Tensor, threat: Threat) -> Tensor:
+    """One step of size epsilon from `x` along the steepest ascent of cross-entropy; see the package for the rest."""
+    with frozen(model):
+        x, y, classes = check_input(x, y)
+        if len(x) == 0:
+            return x.clone()
+        gradient = input_gradient(model, x, y, cross_entropy, classes)
+        return threat.project(threat.ascend(x, gradient, threat.epsilon), x)

@@ -1,0 +1,110 @@
+"""What all gradient attacks share: checked input, a model that is left as it was, the gradient at the input."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from trl.attacks.losses import Loss
+from trl.errors import TrlError
+from trl.modes import evaluating
+
+TOLERANCE = 1e-6  # how far beyond [0, 1] rounding may have carried an image
+
+
+def check_input(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, int]:
+    """`x` detached, `y` as int64, and the least number of classes that the labels need. One synchronisation.
+
+    TrlError unless x is float32 or float64 [n,…] with values in [0, 1] and y integer [n] ≥ 0 on the same device.
+    """
+    if x.dtype not in (torch.float32, torch.float64):
+        raise TrlError(
+            f"images must be float32 or float64 in [0, 1] (given {_dtype(x)}); divide uint8 images by 255, "
+            "and use torch.autocast for half precision"
+        )
+    if y.dtype.is_floating_point or y.dtype.is_complex or y.dtype == torch.bool:
+        raise TrlError(f"labels must be integer class indices (given {_dtype(y)}); use y.long() or y.argmax(1)")
+    if x.ndim < 2 or y.shape != x.shape[:1]:
+        raise TrlError(
+            f"images must be [n,…] and labels [n], one for each image "
+            f"(given {list(x.shape)} and {list(y.shape)}); add the batch dimension or take equally many"
+        )
+    if y.device != x.device:
+        raise TrlError(f"images are on {x.device}, labels on {y.device}; use y.to(x.device)")
+    # autograd refuses tensors made under torch.inference_mode, but not their clones
+    x, y = (t.clone() if t.is_inference() else t for t in (x.detach(), y.long()))
+    if len(x) == 0:
+        return x, y, 0
+    extremes = torch.stack([t.to(torch.float64) for t in (*x.aminmax(), *y.aminmax())])
+    low, high, first, last = extremes.tolist()
+    if not (low >= -TOLERANCE and high <= 1 + TOLERANCE):  # false for NaN, too
+        raise TrlError(
+            f"images must be in [0, 1] (given {low:.4g} to {high:.4g}); "
+            "divide uint8 images by 255 and keep normalisation inside the model"
+        )
+    if first < 0:
+        raise TrlError(f"labels must be at least 0 (given {first:.0f})")
+    return x, y, int(last) + 1
+
+
+def check_positive(**options: float | None) -> None:
+    """TrlError unless every option that is given is above 0."""
+    for name, value in options.items():
+        if value is not None and not value > 0:
+            raise TrlError(f"{name} must be above 0, not {value!r}")
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Inside: eval mode, parameters without gradient, gradients off. Afterwards, whatever happened: flags as before.
+
+    Eval mode keeps batch norm's running statistics as they are (TLA's released code attacks in this mode, too).
+    """
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    with evaluating(model), torch.inference_mode(False), torch.no_grad():
+        try:
+            for parameter in trainable:
+                parameter.requires_grad_(False)
+            yield
+        finally:
+            for parameter in trainable:
+                parameter.requires_grad_(True)
+
+
+def logits_of(model: nn.Module, x: Tensor, classes: int) -> Tensor:
+    """The model's logits [n,k] in at least float32; TrlError if they are no logits for that many `classes`."""
+    logits = model(x)
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
+        given = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise TrlError(f"the model must return logits [{len(x)},classes] (given {given}); wrap it in one that does")
+    if logits.shape[1] < max(classes, 2):
+        raise TrlError(
+            f"the model has {logits.shape[1]} logits, but the labels go up to {classes - 1}; "
+            "it needs one for each class, and at least two"
+        )
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def input_gradient(model: nn.Module, x_adv: Tensor, y: Tensor, loss: Loss, classes: int) -> Tensor:
+    """The gradient of each sample's loss at `x_adv`, shaped like it; NaN, as of infinite logits, becomes 0."""
+    with torch.enable_grad():
+        x_adv = x_adv.detach().requires_grad_()
+        total = loss(logits_of(model, x_adv, classes), y).sum()
+    if not total.requires_grad:
+        warnings.warn("the model's logits have no gradient at its input: gradient attacks do nothing", stacklevel=3)
+        return torch.zeros_like(x_adv)
+    (gradient,) = torch.autograd.grad(total, x_adv, materialize_grads=True)
+    return gradient.nan_to_num(nan=0.0)
+
+
+def judge(model: nn.Module, x_adv: Tensor, y: Tensor, loss: Loss, classes: int) -> tuple[Tensor, Tensor]:
+    """Per sample, is it misclassified (bool [n]), and its loss [n]; in full precision, also under autocast."""
+    with torch.autocast(x_adv.device.type, enabled=False):
+        logits = logits_of(model, x_adv, classes)
+        return logits.argmax(1) != y, loss(logits, y)
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")

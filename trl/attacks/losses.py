@@ -1,0 +1,34 @@
+"""What attacks maximise: functions (logits [n,k], y [n]) → [n], higher = closer to, or further into, a mistake."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy as torch_cross_entropy
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """-log softmax(logits)[y], per sample."""
+    return torch_cross_entropy(logits, y, reduction="none")
+
+
+def cw_margin(logits: Tensor, y: Tensor) -> Tensor:
+    """max over j ≠ y of z_j - z_y (Carlini & Wagner 2017, f₆, without its cut at -kappa): positive = misclassified."""
+    others = logits.scatter(1, y[:, None], -torch.inf)
+    return others.amax(1) - logits.gather(1, y[:, None]).squeeze(1)
+
+
+def dlr(logits: Tensor, y: Tensor) -> Tensor:
+    """Difference of logits ratio, (max over j ≠ y of z_j - z_y) / (z_π1 - z_π3) (Croce & Hein 2020, equation 6).
+
+    Two classes have no third logit, and with the second in its place the ratio is constant: there it is the margin.
+    """
+    if logits.shape[1] < 3:
+        return cw_margin(logits, y)
+    top = logits.topk(3, dim=1).values
+    return cw_margin(logits, y) / (top[:, 0] - top[:, 2] + 1e-12)
+
+
+LOSSES: dict[str, Loss] = {"ce": cross_entropy, "cw": cw_margin, "dlr": dlr}

@@ -1,0 +1,104 @@
+"""Projected gradient ascent: PGD (Madry et al. 2018, arXiv 1706.06083), and BIM and CW, which are special cases."""
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+from trl.attacks.inner import check_input, check_positive, frozen, input_gradient, judge
+from trl.attacks.losses import LOSSES
+from trl.errors import TrlError
+from trl.number import Count, Positive
+from trl.threat import Threat
+
+
+def pgd(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    threat: Threat,
+    *,
+    steps: Count = 20,
+    step_size: Positive | None = None,
+    restarts: Count = 1,
+    random_start: bool = True,
+    loss: Literal["ce", "cw", "dlr"] = "ce",
+) -> Tensor:
+    """`steps` steps of steepest ascent on `loss`, from a random point of the ball or from `x`, each one projected.
+
+    `step_size` None is 2.5·epsilon/steps. `loss` is cross-entropy, the margin of Carlini & Wagner, or DLR.
+
+    One restart costs `steps` gradients and nothing else: the result is the last iterate. With more, each further one
+    runs on the samples that no earlier one fooled; a sample keeps the first last iterate that is misclassified (in full
+    precision), or else the one with the highest loss. See the package for the rest.
+    """
+    check_positive(steps=steps, step_size=step_size, restarts=restarts)
+    if loss not in LOSSES:
+        raise TrlError(f"unknown loss {loss!r}; known: {', '.join(LOSSES)}")
+    if restarts > 1 and not random_start:
+        raise TrlError("restarts from the same point all end alike; use random_start or restarts=1")
+    ascended = LOSSES[loss]
+    step = 2.5 * threat.epsilon / steps if step_size is None else step_size
+
+    def run(x: Tensor, y: Tensor) -> Tensor:
+        project, x_adv = threat.projection(x), threat.random_start(x) if random_start else x
+        for _ in range(steps):
+            gradient = input_gradient(model, x_adv, y, ascended, classes)
+            x_adv = project(threat.ascend(x_adv, gradient, step))
+        return x_adv
+
+    with frozen(model):
+        x, y, classes = check_input(x, y)
+        if len(x) == 0:
+            return x.clone()
+        best = run(x, y)
+        if restarts == 1:
+            return best
+        fooled, highest = judge(model, best, y, ascended, classes)
+        for _ in range(restarts - 1):
+            left = (~fooled).nonzero().squeeze(1)
+            if len(left) == 0:
+                break
+            x_adv = run(x[left], y[left])
+            now_fooled, value = judge(model, x_adv, y[left], ascended, classes)
+            better = now_fooled | (value > highest[left])
+            chosen = left[better]
+            best[chosen], highest[chosen], fooled[chosen] = x_adv[better], value[better], now_fooled[better]
+        return best
+
+
+def bim(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    threat: Threat,
+    *,
+    steps: Count = 20,
+    step_size: Positive | None = None,
+) -> Tensor:
+    """BIM, the basic iterative method (Kurakin et al. 2017, arXiv 1607.02533): `pgd` from `x`, on cross-entropy."""
+    return pgd(model, x, y, threat, steps=steps, step_size=step_size, random_start=False)
+
+
+def cw(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    threat: Threat,
+    *,
+    steps: Count = 20,
+    step_size: Positive | None = None,
+    restarts: Count = 1,
+    random_start: bool = True,
+) -> Tensor:
+    """CW as TLA and Madry et al. report it: `pgd` on the margin of Carlini & Wagner (2017, arXiv 1608.04644)."""
+    return pgd(
+        model,
+        x,
+        y,
+        threat,
+        steps=steps,
+        step_size=step_size,
+        restarts=restarts,
+        random_start=random_start,
+        loss="cw",
+    )

@@ -1,0 +1,236 @@
+"""The small result files of a pipeline run, read and checked: one folder per trained model."""
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter, ValidationError
+
+from trl.errors import TrlError
+
+File = TypeVar("File", bound=BaseModel)
+
+WORST = "worst"  # the entry of attack.json that accumulates all attacks, sample by sample
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Measure = Annotated[float, BeforeValidator(lambda value: math.nan if value in (None, "") else value)]
+"""A number that need not exist (null or an empty field): NaN then."""
+
+
+class Accuracy(BaseModel):
+    """Share of `n` images classified correctly, with its 95 % interval."""
+
+    accuracy: Share
+    low: Share
+    high: Share
+    n: int
+
+
+class Training(BaseModel):
+    """train.json: the selected epoch and what the training took."""
+
+    val_clean: Measure
+    val_robust: Measure
+    best_epoch: int
+    epochs: int
+    seconds: float
+    parameters: int
+    device: str
+    weights: str
+
+
+class Attack(BaseModel):
+    """attack.json: accuracy on natural images, under each attack, and under all of them (`worst`)."""
+
+    epsilon: float
+    clean: Accuracy
+    robust: dict[str, Accuracy]
+
+
+class Representation(BaseModel):
+    """Shift of adversarial embeddings to the false class (r) and from the true one (r_prime)."""
+
+    r: Measure
+    r_prime: Measure
+
+
+class Neighbours(BaseModel):
+    """Accuracy of a k-nearest-neighbour classifier on the embeddings."""
+
+    natural: Measure
+    adversarial: Measure
+
+
+class Detect(BaseModel):
+    """detect.json: AUC of the detector per attack, over all, successful and failed adversarial images."""
+
+    epsilon: float
+    detector: str
+    auc: dict[str, Measure]
+    auc_successful: dict[str, Measure]
+    auc_failed: dict[str, Measure]
+    representation: Representation
+    knn: Neighbours
+
+
+class CurvePoint(BaseModel):
+    """A row of curve.csv: accuracy under `attack` at one epsilon."""
+
+    attack: str
+    epsilon: float
+    accuracy: Share
+    low: Share
+    high: Share
+
+
+class RocPoint(BaseModel):
+    """A row of roc.csv."""
+
+    attack: str
+    subset: Literal["all", "successful", "failed"]
+    fpr: Share
+    tpr: Share
+
+
+class TsnePoint(BaseModel):
+    """A row of tsne.csv: the embedding of one image in the plane."""
+
+    x: float
+    y: float
+    label: int
+    predicted: int
+    kind: Literal["natural", "adversarial"]
+
+
+@dataclass(frozen=True)
+class ModelResults:
+    """Everything measured on one trained model; `epochs` maps the columns of training.csv to their values."""
+
+    method: str
+    seed: int
+    train: Training
+    epochs: Mapping[str, Sequence[float]]
+    attack: Attack
+    curve: Sequence[CurvePoint]
+    detect: Detect
+    roc: Sequence[RocPoint]
+    tsne: Sequence[TsnePoint]
+
+
+@dataclass(frozen=True)
+class Results:
+    """The results of all methods and seeds of one recipe, in the order in which they were asked for."""
+
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+    models: tuple[ModelResults, ...]
+
+    def of(self, method: str) -> list[ModelResults]:
+        """The models of `method`, one per seed."""
+        return [model for model in self.models if model.method == method]
+
+    @property
+    def epsilon(self) -> float:
+        """Largest perturbation that the threat allows."""
+        return self.models[0].attack.epsilon
+
+    @property
+    def attacks(self) -> list[str]:
+        """The attacks in the order of the file, `worst` last."""
+        return [name for name in self.models[0].attack.robust if name != WORST] + [WORST]
+
+    @property
+    def detection_attacks(self) -> list[str]:
+        """The attacks on which the detector was scored."""
+        return list(self.models[0].detect.auc)
+
+
+def load_results(metrics_folder: Path, methods: Sequence[str], seeds: Sequence[int]) -> Results:
+    """Read `<metrics_folder>/<method>-<seed>/…` for every method and seed; the folder is that of one recipe.
+
+    TrlError names a file that is missing, broken, or measured with other attacks or another epsilon than the rest.
+    """
+    models = tuple(_load_model(Path(metrics_folder), method, seed) for method in methods for seed in seeds)
+    first = _settings(models[0])
+    for model in models[1:]:
+        for (file, stage), setting in _settings(model).items():
+            if setting != first[file, stage]:
+                path, other = (_folder(metrics_folder, m.method, m.seed) / file for m in (model, models[0]))
+                raise _broken(path, f"measured in another way than {other} (attacks, epsilon or detector)", stage)
+    return Results(tuple(methods), tuple(seeds), models)
+
+
+def _settings(model: ModelResults) -> dict[tuple[str, str], Any]:
+    """Per (file, stage): what must be the same in all models for their figures to be comparable."""
+    attack, detect = model.attack, model.detect
+    return {
+        ("attack.json", "attack"): (attack.epsilon, set(attack.robust)),
+        ("curve.csv", "attack"): {(point.attack, point.epsilon) for point in model.curve},
+        ("detect.json", "detect"): (detect.epsilon, detect.detector, set(detect.auc)),
+    }
+
+
+def _folder(metrics_folder: Path, method: str, seed: int) -> Path:
+    return Path(metrics_folder) / f"{method}-{seed}"
+
+
+def _load_model(metrics_folder: Path, method: str, seed: int) -> ModelResults:
+    folder = _folder(metrics_folder, method, seed)
+    epochs = _read_rows(folder / "training.csv", "train", dict[str, Measure])
+    missing = {"epoch", "loss", "val_clean", "val_robust"} - epochs[0].keys()
+    if missing:
+        raise _broken(folder / "training.csv", f"no column {', '.join(sorted(missing))}", "train")
+    attack = _read(folder / "attack.json", "attack", Attack)
+    if WORST not in attack.robust:
+        raise _broken(folder / "attack.json", f"robust: no entry {WORST!r}", "attack")
+    return ModelResults(
+        method=method,
+        seed=seed,
+        train=_read(folder / "train.json", "train", Training),
+        epochs={column: [row[column] for row in epochs] for column in epochs[0]},
+        attack=attack,
+        curve=_read_rows(folder / "curve.csv", "attack", CurvePoint),
+        detect=_read(folder / "detect.json", "detect", Detect),
+        roc=_read_rows(folder / "roc.csv", "detect", RocPoint),
+        tsne=_read_rows(folder / "tsne.csv", "detect", TsnePoint),
+    )
+
+
+def _read(path: Path, stage: str, model: type[File]) -> File:
+    try:
+        return model.model_validate_json(_text(path, stage))
+    except ValidationError as error:
+        raise _broken(path, _first(error), stage) from None
+
+
+def _read_rows(path: Path, stage: str, row: Any) -> list[Any]:
+    # a row cut short gets a word where its numbers should be, so that it is refused like any other broken one
+    rows = list(csv.DictReader(_text(path, stage).splitlines(), restval="nothing"))
+    if not rows:
+        raise _broken(path, "no rows", stage)
+    try:
+        return TypeAdapter(list[row]).validate_python(rows)
+    except ValidationError as error:
+        raise _broken(path, _first(error), stage) from None
+
+
+def _text(path: Path, stage: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise _broken(path, error.strerror or "cannot be read", stage) from None
+    except UnicodeDecodeError:
+        raise _broken(path, "not a text file", stage) from None
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return f"{where + ': ' if where else ''}{first['msg']}"
+
+
+def _broken(path: Path, why: str, stage: str) -> TrlError:
+    return TrlError(f"{path}: {why}; run the {stage} stage (`dvc repro`)")
