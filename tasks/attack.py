@@ -12,12 +12,11 @@ def attack_model(stage: Stage) -> None:
     """Write attack.json, the curve of robust accuracy against epsilon, and each sample's adversarial and results."""
     from safetensors.torch import save
 
-    from trl.attacks import build_attack
+    from trl.attacks import build_attack, build_attack_at
     from trl.data import load_splits
     from trl.evaluation import epsilon_curve, evaluate
     from trl.files import write_atomic, write_csv, write_json
     from trl.models import load_model
-    from trl.objectives.base import Attack
     from trl.progress import say
     from trl.threat import build_threat
 
@@ -31,17 +30,13 @@ def attack_model(stage: Stage) -> None:
 
     make_threat = partial(build_threat, threat.name)
 
-    def make_attack(epsilon: float) -> Attack:
-        options = dict(config.curve.attack.options)
-        if options.get("step_size") and threat.epsilon:
-            options["step_size"] *= epsilon / threat.epsilon
-        return build_attack(config.curve.attack.name, make_threat(epsilon), **options)
-
+    spec = config.curve.attack
+    make_attack = partial(build_attack_at, name=spec.name, threat=threat, **spec.options)
     n = config.curve.samples
     points = epsilon_curve(
         model, images[:n], labels[:n], make_attack, make_threat, config.curve.epsilons, config.batch_size, stage.seed
     )
-    curve = [{"attack": config.curve.attack.name, **point._asdict()} for point in points]
+    curve = [{"attack": spec.name, **point._asdict()} for point in points]
     stored = {"adversarials": result.adversarials, **{f"correct.{k}": v for k, v in result.correct.items()}}
     write_atomic(paths.adversarials / "adversarials.safetensors", save(stored))
     write_csv(paths.metrics / "curve.csv", curve)

@@ -103,9 +103,8 @@ class ModelRun:
                 if _search(client, experiment, WEIGHTS, weights):  # the same training, repeated
                     client.delete_run(self._run_id)
                 else:
-                    client.set_tag(self._run_id, WEIGHTS, weights)
-                    curves = self.stage.model_paths.metrics / "training.csv"
-                    client.set_tag(self._run_id, f"{LOGGED}.{curves.name}", _digest(curves))
+                    client.set_tag(self._run_id, WEIGHTS, weights)  # from now on `record_model` finds it
+                    client.set_tag(self._run_id, f"{LOGGED}.training.csv", weights)
         record_model(self.stage)
 
 
@@ -123,9 +122,12 @@ def record_model(stage: Stage, *, figures: bool = False) -> str | None:
         run = found[0] if found else _create(client, experiment, stage, {WEIGHTS: weights})
         run_id: str = run.info.run_id
         for name, metrics_of in _FILES.items():
-            if (folder / name).exists() and run.data.tags.get(f"{LOGGED}.{name}") != (digest := _digest(folder / name)):
+            # the same weights have the same curves: training.csv differs in its seconds at most
+            if (folder / name).exists() and run.data.tags.get(f"{LOGGED}.{name}") != (
+                content := weights if name.startswith("train") else _digest(folder / name)
+            ):
                 client.log_batch(run_id, metrics=metrics_of(folder / name))
-                client.set_tag(run_id, f"{LOGGED}.{name}", digest)
+                client.set_tag(run_id, f"{LOGGED}.{name}", content)
         if figures:
             content = _digest(*sorted(folder.iterdir()))
             if run.data.tags.get(f"{LOGGED}.artifacts") != content:

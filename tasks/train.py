@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 from tasks.stage import Stage, choose_device, run_stage
@@ -14,7 +15,7 @@ def train_model(stage: Stage) -> None:
     """Write the weights of the best validated epoch, the curves and the run's figures."""
     import torch
 
-    from trl.attacks import build_attack
+    from trl.attacks import build_attack, build_attack_at
     from trl.data import TrainingData, load_splits
     from trl.errors import TrlError
     from trl.files import write_csv, write_json
@@ -41,7 +42,6 @@ def train_model(stage: Stage) -> None:
     augment = config.augment
     setting = Setting(
         data=TrainingData(splits.train, device, augment.crop, augment.flip, augment.saturation),
-        attack=build_attack(config.attack.name, threat, **config.attack.options),
         threat=threat,
         label_smoothing=config.label_smoothing,
         seed=stage.seed,
@@ -56,7 +56,15 @@ def train_model(stage: Stage) -> None:
     )
     run = ModelRun.begin(stage, fingerprint)
     outcome = train(
-        model, objective, setting, splits.validation, validation_attack, config, checkpoint=checkpoint, on_epoch=run.log
+        model,
+        objective,
+        setting,
+        partial(build_attack_at, name=config.attack.name, threat=threat, **config.attack.options),
+        splits.validation,
+        validation_attack,
+        config,
+        checkpoint=checkpoint,
+        on_epoch=run.log,
     )
 
     model.load_state_dict(outcome.state)

@@ -130,6 +130,7 @@ class Train(Section):
     clip_norm: Positive | None = None
     ema: Annotated[Real, Field(gt=0, lt=1)] | None = None
     attack: AttackSpec
+    epsilon_warmup_epochs: NonNegative = 0.0  # the attack's epsilon grows from 0: small networks else stay at chance
     validation: Validation
 
 

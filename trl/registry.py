@@ -46,13 +46,16 @@ class Registry:
         """A pydantic model of the keyword-only parameters of `name`; unknown keys are refused."""
         return _options_model(self.get(name))
 
-    def build(self, name: str, *arguments: Any, **options: Any) -> Any:
-        """Call the implementation `name` with `arguments` and checked `options`; TrlError if those do not fit."""
+    def check(self, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The `options` of `name`, converted and with defaults filled in; TrlError if they do not fit."""
         try:
-            checked = self.options(name).model_validate(options)
+            return dict(self.options(name).model_validate(options))
         except ValidationError as error:
             raise TrlError(f"{self.kind} {name}: {explain(error, self.options(name))}") from None
-        return self.get(name)(*arguments, **dict(checked))
+
+    def build(self, name: str, *arguments: Any, **options: Any) -> Any:
+        """Call the implementation `name` with `arguments` and checked `options`; TrlError if those do not fit."""
+        return self.get(name)(*arguments, **self.check(name, options))
 
 
 def explain(error: ValidationError, root: type[BaseModel]) -> str:

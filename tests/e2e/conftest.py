@@ -34,7 +34,7 @@ class Project:
     """A copy of the project in `root`, to be worked on from a shell as a user would."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
+        self.root, self.store = root, "/mlflow.db"
         skipped = shutil.ignore_patterns("__pycache__")
         for name in ("trl", "tasks", "flows"):
             shutil.copytree(ROOT / name, root / name, ignore=skipped)

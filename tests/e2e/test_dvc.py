@@ -1,7 +1,9 @@
 """The pipeline by `dvc repro`, with its record in MLflow: what runs, what is skipped, what a failure looks like."""
 
+import random
 import re
 import shutil
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -19,15 +21,19 @@ def ran(output: str) -> set[str]:
     return set(re.findall(r"Running stage '([^']+)'", output))
 
 
+def store(project: Project) -> MlflowClient:
+    return MlflowClient(f"sqlite:///{project.root}{project.store}")
+
+
 def runs(project: Project, kind: str) -> list[Run]:
-    client = MlflowClient(f"sqlite:///{project.root / 'mlflow.db'}")
+    client = store(project)
     experiment = client.get_experiment_by_name("digits")
     assert experiment is not None
     return list(client.search_runs([experiment.experiment_id], f"tags.`trl.kind` = '{kind}'"))
 
 
 def artifacts(project: Project, run: Run, folder: str) -> set[str]:
-    client = MlflowClient(f"sqlite:///{project.root / 'mlflow.db'}")
+    client = store(project)
     return {Path(a.path).name for a in client.list_artifacts(run.info.run_id, folder)}
 
 
@@ -71,14 +77,14 @@ def test_reruns_do_only_what_changed_and_mlflow_has_it_all(project: Project) -> 
     assert "roc.png" in artifacts(project, tla, "figures")
     assert "model.safetensors" in artifacts(project, tla, "model")
     assert "index.html" in artifacts(project, parents[0], "report")
-    client = MlflowClient(f"sqlite:///{project.root / 'mlflow.db'}")
-    curve = client.get_metric_history(tla.info.run_id, "train/loss")
+    curve = store(project).get_metric_history(tla.info.run_id, "train/loss")
     assert [point.step for point in curve] == [1, 2]
 
     # A lost store is complete again.
     before = {row.info.run_name: (row.data.metrics, row.data.params) for row in rows}
     (project.root / "mlflow.db").unlink()
     shutil.rmtree(project.root / "mlartifacts")
+    project.store = "/./mlflow.db"  # under its old name MLflow would go on reading the deleted file here
     project.shell("python", "-m", "tasks.record")
     again = runs(project, "model")
     assert {row.info.run_name: (row.data.metrics, row.data.params) for row in again} == before
@@ -107,9 +113,6 @@ def test_a_killed_training_goes_on_and_ends_bit_for_bit_the_same(project: Projec
     whole = weights.read_bytes()
     weights.unlink()
 
-    import random
-    import subprocess
-
     kills, output = 0, ""
     chance = random.Random(7)
     while not weights.exists():
@@ -136,10 +139,7 @@ def test_a_killed_training_goes_on_and_ends_bit_for_bit_the_same(project: Projec
     assert not list((project.root / "checkpoints").rglob("*.pt"))
     rows = runs(project, "model")
     assert len(rows) == 1  # the interrupted training and its continuation are one run, and the same model as before
-    assert (
-        len(MlflowClient(f"sqlite:///{project.root / 'mlflow.db'}").get_metric_history(rows[0].info.run_id, "epoch"))
-        == 40
-    )
+    assert len(store(project).get_metric_history(rows[0].info.run_id, "epoch")) == 40
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_a_broken_store_never_costs_results(project: Project) -> None:
         "tasks.train",
         "--method",
         "um",
-        MLFLOW_TRACKING_URI=f"sqlite:///{project.root}/no/such/folder/db",
+        MLFLOW_TRACKING_URI="http://127.0.0.1:9",
     )
     assert output.count("warning: MLflow was not updated") >= 1
     assert (project.root / "outputs/digits/um-0/model/model.safetensors").exists()

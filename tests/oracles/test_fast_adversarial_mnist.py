@@ -18,7 +18,9 @@ pytestmark = pytest.mark.skipif(RAW is None, reason="needs TRL_RAW_DATA, a folde
 
 @pytest.fixture(scope="module")
 def network() -> nn.Module:
-    weights = torch.load(Path(RAW or "") / "models/fast_adversarial_mnist/fgsm.pth", map_location="cpu", weights_only=True)
+    weights = torch.load(
+        Path(RAW or "") / "models/fast_adversarial_mnist/fgsm.pth", map_location="cpu", weights_only=True
+    )
     model = build_model("strided_cnn", 10, (1, 28, 28))
     names = model.state_dict().keys()  # the same layers in the same order under other names
     model.load_state_dict(dict(zip(names, weights.values(), strict=True)))
@@ -41,11 +43,19 @@ def test_clean(network: nn.Module, images: tuple[Tensor, Tensor]) -> None:
 
 
 def test_pgd_50_with_restarts(network: nn.Module, images: tuple[Tensor, Tensor]) -> None:
-    measured = []
-    for restarts, expected in ((1, 89.8), (2, 88.9), (3, 88.4)):
-        torch.manual_seed(0)
-        x_adv = pgd(network, *images, Linf(0.3), steps=50, step_size=0.01, restarts=restarts)
-        measured.append(accuracy(network, x_adv, images[1]))
-        assert measured[-1] == pytest.approx(expected, abs=0.6)
-    assert measured == sorted(measured, reverse=True)
-    assert measured[-1] < measured[0]
+    """The known figures are one draw, 89.8 / 88.9 / 88.4. Ours may be lower, a stronger attack, but hardly higher.
+
+    Over 8 seeds, ours are 89.5 / 88.2 / 87.6 on average, with a standard deviation of 0.3 for one choice of seeds; the
+    paper's own loop (a sample stops at its first mistake, the highest loss is kept) gives 89.4 / 88.3 / 87.8.
+    A later restart runs on the images that are still classified correctly: its batches tell the accuracy before it.
+    """
+    sizes: list[int] = []
+    hook = network.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    torch.manual_seed(0)
+    x_adv = pgd(network, *images, Linf(0.3), steps=50, step_size=0.01, restarts=3)
+    hook.remove()
+    assert len(sizes) == 3 * 51
+    measured = [sizes[51] / 10, sizes[102] / 10, accuracy(network, x_adv, images[1])]
+    for ours, known in zip(measured, (89.8, 88.9, 88.4), strict=True):
+        assert known - 1.5 <= ours <= known + 0.6
+    assert measured[0] > measured[1] > measured[2]

@@ -114,7 +114,7 @@ def test_fractions_are_numbers(raw: Any) -> None:
 
 
 def test_files_that_are_missing_or_no_yaml(tmp_path: Path) -> None:
-    with pytest.raises(TrlError, match="cannot be read .*run from the project's root"):
+    with pytest.raises(TrlError, match=r"cannot be read .*run from the project's root"):
         load_params(tmp_path / "params.yaml")
     (tmp_path / "params.yaml").write_text("recipe: [digits")
     with pytest.raises(TrlError, match="not valid YAML") as caught:

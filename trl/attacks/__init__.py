@@ -7,17 +7,16 @@ Randomness comes from torch's global generator. TrlError for images or labels th
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from pydantic import ValidationError
 from torch import Tensor, nn
 
 from trl.attacks.fgsm import fgsm
 from trl.attacks.mim import mim
 from trl.attacks.pgd import bim, cw, pgd  # here and now, so that `pgd` is the function, whoever imports its module
-from trl.errors import TrlError
-from trl.registry import Registry, explain
+from trl.registry import Registry
 from trl.threat import Threat
 
 Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -36,12 +35,14 @@ ATTACKS = Registry(
 
 def build_attack(name: str, threat: Threat, **options: Any) -> Attack:
     """The attack `name` as a function (model, x, y) → x_adv; TrlError for an unknown name or unfit options."""
-    allowed = ATTACKS.options(name)
-    try:
-        checked = allowed.model_validate(options)
-    except ValidationError as error:
-        raise TrlError(f"attack {name}: {explain(error, allowed)}") from None
-    return partial(ATTACKS.get(name), threat=threat, **dict(checked))
+    return partial(ATTACKS.get(name), threat=threat, **ATTACKS.check(name, options))
 
 
-__all__ = ["ATTACKS", "Attack", "bim", "build_attack", "cw", "fgsm", "mim", "pgd"]
+def build_attack_at(epsilon: float, name: str, threat: Threat, **options: Any) -> Attack:
+    """The attack that `build_attack` makes for `threat`, at another epsilon: its step size scales along."""
+    if options.get("step_size") and threat.epsilon:
+        options["step_size"] *= epsilon / threat.epsilon
+    return build_attack(name, replace(threat, epsilon=epsilon), **options)
+
+
+__all__ = ["ATTACKS", "Attack", "bim", "build_attack", "build_attack_at", "cw", "fgsm", "mim", "pgd"]

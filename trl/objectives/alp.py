@@ -16,7 +16,7 @@ class LogitPairing:
 
     def __call__(self, model: nn.Module, batch: Batch) -> Terms:
         """Terms: loss, ce, accuracy (on adversarial images), pairing (unweighted)."""
-        x_adv = self.setting.attack(model, batch.x, batch.y)
+        x_adv = batch.attack(model, batch.x, batch.y)
         adversarial, clean = forward_groups(model, model, [x_adv, batch.x])
         terms = classification(adversarial, batch.y, self.setting.label_smoothing)
         pairing = (widened(clean) - widened(adversarial)).square().sum(1).mean()

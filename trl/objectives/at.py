@@ -15,5 +15,5 @@ class AdversarialTraining:
 
     def __call__(self, model: nn.Module, batch: Batch) -> Terms:
         """Terms: loss, ce, accuracy (on adversarial images)."""
-        x_adv = self.setting.attack(model, batch.x, batch.y)
+        x_adv = batch.attack(model, batch.x, batch.y)
         return classification(model(x_adv), batch.y, self.setting.label_smoothing)

@@ -9,19 +9,18 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from trl.attacks import Attack
 from trl.data import TrainingData
 from trl.threat import Threat
 
 Terms = dict[str, Tensor]  # scalars: "loss" is minimised, the others are its parts and figures to watch
-Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What one training run gives its objective: training data, attack, its threat, label smoothing and the seed."""
+    """What one training run gives its objective: training data, threat, label smoothing and the seed."""
 
     data: TrainingData
-    attack: Attack
     threat: Threat
     label_smoothing: float = 0.0
     seed: int = 0
@@ -29,12 +28,13 @@ class Setting:
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's clean images [n,c,h,w] in [0, 1], their labels [n], their indices in the data, and the step."""
+    """One step: clean images [n,c,h,w] in [0, 1], their labels [n] and indices in the data, and the step's attack."""
 
     x: Tensor
     y: Tensor
     indices: Tensor
     step: int
+    attack: Attack
 
 
 class Objective(Protocol):

@@ -56,7 +56,7 @@ class TripletAdversarial:
 
     def __call__(self, model: nn.Module, batch: Batch) -> Terms:
         """Terms: loss, ce, accuracy (on adversarial images), triplet, norm, active, positive_ and negative_distance."""
-        x_adv = self.setting.attack(model, batch.x, batch.y)
+        x_adv = batch.attack(model, batch.x, batch.y)
         x_negative, y_negative, found = self._negatives(model, x_adv, batch)
         features: Any = model.features
         groups = [x_adv, x_negative, *self._positives(batch)]

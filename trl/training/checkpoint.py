@@ -31,7 +31,7 @@ class Checkpoint:
         self._last = time.monotonic()
 
     def load(self, device: torch.device) -> dict[str, Any] | None:
-        """The saved state (tensors and plain values only), or None if there is none; TrlError if the file is damaged."""
+        """The saved state (tensors and plain values only), or None without a file; TrlError if it is damaged."""
         if not self.path.exists():
             return None
         try:

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from trl.attacks import Attack
 from trl.config import Train
 from trl.data import ImageSet, ShuffledStream
 from trl.errors import TrlError
 from trl.evaluation import evaluate
-from trl.objectives.base import Attack, Batch, Objective, Setting
+from trl.objectives.base import Batch, Objective, Setting
 from trl.progress import Progress, say
 from trl.randomness import derive_seed
 from trl.training.checkpoint import Checkpoint
@@ -37,6 +38,7 @@ def train(
     model: nn.Module,
     objective: Objective,
     setting: Setting,
+    attack_at: Callable[[float], Attack],
     validation: ImageSet,
     validation_attack: Attack,
     config: Train,
@@ -45,6 +47,8 @@ def train(
     on_epoch: Callable[[Row], None] = lambda row: None,
 ) -> Outcome:
     """Train `model` in place on its own device, and return the weights of its best validated epoch.
+
+    `attack_at` gives the training attack for an epsilon, which grows to the threat's over `epsilon_warmup_epochs`.
 
     Every random draw is a function of (`setting.seed`, step), and `checkpoint` holds the rest, so a run that is killed
     and repeated ends with the same weights. `on_epoch` receives each epoch's row; a resumed run passes the rows of the
@@ -65,13 +69,13 @@ def train(
         progress.jump(run.step)
         while run.step < total:
             started = time.monotonic()
-            epoch = run.step / stream.per_epoch
+            epoch = run.step / stream.per_epoch  # fractional
             for group in run.optimizer.param_groups:
                 group["lr"] = config.optimizer.lr * rate_factor(config.schedule, epoch, config.epochs)
             torch.manual_seed(derive_seed(setting.seed, "step", run.step))
             indices = stream.indices(run.step)
             x, y = setting.data.take(indices)
-            run.update(objective, Batch(x, y, indices, run.step))
+            run.update(objective, Batch(x, y, indices, run.step, attack_at(_epsilon(epoch, config, setting))))
             run.seconds += time.monotonic() - started
             end_of_epoch = run.step % stream.per_epoch == 0
             save = checkpoint is not None and checkpoint.due
@@ -183,6 +187,12 @@ class _Run:
             self.ema.load_state_dict(state["ema"])
         for name in ("step", "seconds", "sums", "history", "best", "best_state"):
             setattr(self, name, state[name])
+
+
+def _epsilon(epoch: float, config: Train, setting: Setting) -> float:
+    """The training attack's epsilon at `epoch` (fractional, from 0)."""
+    warmup = config.epsilon_warmup_epochs
+    return setting.threat.epsilon * (min(1.0, epoch / warmup) if warmup else 1.0)
 
 
 def _line(row: Row, epochs: int) -> str:

@@ -99,20 +99,28 @@ def test_smallest_epsilon_that_fools_is_margin_over_dual_norm(name: str, norm: s
 
 
 def test_mim_accumulates_normalised_gradients() -> None:
-    """Against the recursion of the paper's algorithm 1, written out, on a model whose gradient changes."""
+    """Against the recursion of the paper's algorithm 1, written out, on a model whose gradient turns."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+    first, second = nn.Linear(6, 16).double(), nn.Linear(16, 3).double()
+    model = nn.Sequential(first, nn.Tanh(), second)
+    with torch.no_grad():
+        first.weight.mul_(20)
     x, y = torch.rand(4, 6, dtype=torch.float64), torch.tensor([0, 1, 2, 0])
+    results = []
     for decay in (0.0, 0.5, 1.0):
         expected, g = x.clone(), torch.zeros_like(x)
         for _ in range(7):
-            point = expected.clone().requires_grad_()
             for i in range(4):
-                (gradient,) = torch.autograd.grad(nn.functional.cross_entropy(model(point[i : i + 1]), y[i : i + 1]), point)
-                g[i] = decay * g[i] + gradient[i] / gradient[i].abs().sum()
-            expected = (expected + 0.03 * g.sign()).clamp(x - 0.1, x + 0.1).clamp(0, 1)
-        attack = build_attack("mim", build_threat("linf", 0.1), steps=7, step_size=0.03, decay=decay)
-        torch.testing.assert_close(attack(model, x, y), expected)
+                point = expected[i : i + 1].clone().requires_grad_()
+                nn.functional.cross_entropy(model(point), y[i : i + 1]).backward()
+                assert point.grad is not None
+                g[i] = decay * g[i] + point.grad[0] / point.grad.abs().sum()
+            expected = (expected + 0.05 * g.sign()).clamp(x - 0.3, x + 0.3).clamp(0, 1)
+        x_adv = build_attack("mim", build_threat("linf", 0.3), steps=7, step_size=0.05, decay=decay)(model, x, y)
+        torch.testing.assert_close(x_adv, expected)
+        results.append(x_adv)
+    assert not torch.allclose(results[0], results[1])
+    assert not torch.allclose(results[1], results[2])
 
 
 @pytest.mark.parametrize("name", ["bim", "pgd", "cw", "mim"])

@@ -31,7 +31,7 @@ def attack(name: str, threat: Threat, **options: Any) -> trl.attacks.Attack:
     return build_attack(name, threat, **{**few(name), **options})
 
 
-def network(shape: tuple[int, ...], classes: int, dtype: torch.dtype = torch.float32) -> nn.Module:
+def network(shape: tuple[int, ...], classes: int, dtype: torch.dtype = torch.float32) -> nn.Sequential:
     """Batch norm, dropout and, for images, a convolution."""
     front: list[nn.Module] = [nn.Flatten(), nn.Linear(int(torch.Size(shape).numel()), 8), nn.BatchNorm1d(8)]
     if len(shape) == 3:
@@ -229,7 +229,9 @@ def test_memory_format_is_kept(name: str) -> None:
 def test_input_with_a_graph_or_strides(name: str) -> None:
     model, (x, y) = network((1, 6, 6), 3), data(9)
     assert not attack(name, Linf(0.1))(model, x.clone().requires_grad_(), y).requires_grad
-    assert_inside(attack(name, Linf(0.1))(model, x[:1].expand(9, -1, -1, -1), y), x[:1].expand(9, -1, -1, -1), Linf(0.1))
+    assert_inside(
+        attack(name, Linf(0.1))(model, x[:1].expand(9, -1, -1, -1), y), x[:1].expand(9, -1, -1, -1), Linf(0.1)
+    )
 
 
 @names

@@ -1,6 +1,6 @@
 """How strong the attacks are, on small networks: restarts, steps, and one attack beside another."""
 
-from collections.abc import Iterator
+from itertools import pairwise
 
 import pytest
 import torch
@@ -28,9 +28,8 @@ def trained() -> tuple[nn.Module, Tensor, Tensor]:
 
 
 @pytest.fixture(autouse=True)
-def _seeded() -> Iterator[None]:
+def _seeded() -> None:
     torch.manual_seed(0)
-    yield
 
 
 def correct(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -71,7 +70,7 @@ def test_restarts_only_ever_add(trained: tuple[nn.Module, Tensor, Tensor], threa
         torch.manual_seed(0)
         x_adv = build_attack("pgd", threat, steps=2, restarts=restarts, loss=loss)(model, x, y)
         survivors.append(correct(model, x_adv, y))
-    for fewer, more in zip(survivors, survivors[1:], strict=False):
+    for fewer, more in pairwise(survivors):
         assert (more <= fewer).all()  # sample by sample
     assert survivors[-1].sum() < survivors[0].sum()
 
@@ -121,6 +120,23 @@ def test_a_fooling_image_is_kept_and_else_the_highest_loss(trained: tuple[nn.Mod
     still = correct(model, best, y)
     assert (after[still] >= before[still] - 1e-6).all()
     assert (after[still] > before[still] + 1e-4).any()
+
+
+class Lottery(nn.Module):
+    """Values below ½ are classified as 0, though barely; those above as 1, and with a lower loss for class 0."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        barely = torch.tensor([0.1] + 9 * [0.0])
+        mistaken = torch.tensor([0.0, 0.1] + 8 * [-9.0])
+        return torch.where(x < 0.5, barely, mistaken) + 0 * x
+
+
+def test_a_fooling_image_wins_over_a_higher_loss() -> None:
+    x, y = torch.full((1000, 1), 0.5), torch.zeros(1000, dtype=torch.long)
+    model = Lottery()
+    for restarts in (1, 2, 4):
+        x_adv = pgd(model, x, y, Linf(0.4), steps=1, restarts=restarts)
+        assert correct(model, x_adv, y).float().mean().item() == pytest.approx(0.5**restarts, abs=0.05)
 
 
 def test_random_start_differs_and_bim_is_pgd_without_it(trained: tuple[nn.Module, Tensor, Tensor]) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from tests.trl.metric import naive
-from tests.trl.training.setting import images, model, setting
+from tests.trl.training.setting import ATTACK, THREAT, images, model, setting
 from trl.data import ShuffledStream, TrainingData
 from trl.errors import TrlError
 from trl.objectives import OBJECTIVES, build_objective
@@ -17,7 +17,7 @@ from trl.randomness import derive_seed
 
 def batch(used: Setting, step: int = 0) -> Batch:
     indices = torch.arange(step * 8, step * 8 + 8)
-    return Batch(*used.data.take(indices), indices, step)
+    return Batch(*used.data.take(indices), indices, step, ATTACK)
 
 
 class DoubleData(TrainingData):
@@ -31,7 +31,7 @@ class DoubleData(TrainingData):
 def naive_tla(net: Any, used: Setting, b: Batch, options: dict[str, Any]) -> Tensor:
     """TLA's loss as the paper writes it, sample by sample; draws in the same order as the objective."""
     o = {"lambda1": 0.5, "margin": 0.05, "lambda2": 0.001, "pool": 50, "positive": "other", "norm": "l2"} | options
-    x_adv = used.attack(net, b.x, b.y)
+    x_adv = b.attack(net, b.x, b.y)
     stream = ShuffledStream(len(used.data.labels), o["pool"], derive_seed(used.seed, "pool"))
     x_pool, y_pool = used.data.take(stream.indices(b.step))
     if o.get("negative") == "random":
@@ -82,8 +82,8 @@ def naive_tla(net: Any, used: Setting, b: Batch, options: dict[str, Any]) -> Ten
     ids=str,
 )
 def test_tla_equals_the_papers_formula_sample_by_sample(options: dict[str, Any]) -> None:
-    plain, net = setting(), model().double()
-    used = Setting(DoubleData(images(48), "cpu"), plain.attack, plain.threat)
+    net = model().double()
+    used = Setting(DoubleData(images(48), "cpu"), THREAT)
     options = {"pool": 12} | options
     for step in range(3):
         b = batch(used, step)
@@ -117,7 +117,7 @@ def test_at_minimises_the_cross_entropy_of_the_attacked_images() -> None:
     used, net = setting(label_smoothing=0.1), model()
     torch.manual_seed(1)
     b = batch(used)
-    expected = cross_entropy(net(used.attack(net, b.x, b.y)), b.y, label_smoothing=0.1)
+    expected = cross_entropy(net(b.attack(net, b.x, b.y)), b.y, label_smoothing=0.1)
     assert float(run("at", used, net)["loss"]) == pytest.approx(float(expected), abs=1e-6)
     assert float(run("natural", used, net)["loss"]) == pytest.approx(
         float(cross_entropy(net(b.x), b.y, label_smoothing=0.1)), abs=1e-6
@@ -128,7 +128,7 @@ def test_alp_adds_the_squared_distance_of_the_logits() -> None:
     used, net = setting(), model()
     torch.manual_seed(1)
     b = batch(used)
-    x_adv = used.attack(net, b.x, b.y)
+    x_adv = b.attack(net, b.x, b.y)
     pairing = sum(float((net(b.x)[i] - net(x_adv)[i]).square().sum()) for i in range(8)) / 8
     terms = run("alp", used, net, weight=0.5)
     assert float(terms["pairing"]) == pytest.approx(pairing, rel=1e-5)
@@ -146,7 +146,7 @@ def test_a_pool_without_negatives_leaves_adversarial_training() -> None:
     used.data.labels[:] = 1  # every image of one class
     b = batch(used)
     torch.manual_seed(1)
-    terms = build_objective("tla", used, pool=12)(net, Batch(b.x, b.y, b.indices, 0))
+    terms = build_objective("tla", used, pool=12)(net, Batch(b.x, b.y, b.indices, 0, ATTACK))
     assert terms["triplet"] == 0
     assert terms["loss"] == terms["ce"]
     terms["loss"].backward()

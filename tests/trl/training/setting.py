@@ -1,8 +1,10 @@
 """A tiny training run, quick enough for a unit test: three blobs as images, a small MLP, a short PGD."""
 
+from functools import partial
+
 import torch
 
-from trl.attacks import build_attack
+from trl.attacks import build_attack, build_attack_at
 from trl.config import Train
 from trl.data import ImageSet, TrainingData
 from trl.models import Classifier, build_model
@@ -11,6 +13,7 @@ from trl.threat import Linf
 
 THREAT = Linf(0.1)
 ATTACK = build_attack("pgd", THREAT, steps=2)
+attack_at = partial(build_attack_at, name="pgd", threat=THREAT, steps=2)
 
 
 def images(n: int, seed: int = 0) -> ImageSet:
@@ -22,7 +25,7 @@ def images(n: int, seed: int = 0) -> ImageSet:
 
 
 def setting(n: int = 48, seed: int = 0, label_smoothing: float = 0.0) -> Setting:
-    return Setting(TrainingData(images(n), "cpu"), ATTACK, THREAT, label_smoothing, seed)
+    return Setting(TrainingData(images(n), "cpu"), THREAT, label_smoothing, seed)
 
 
 def model(seed: int = 0, name: str = "mlp") -> Classifier:

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.trl.training.setting import ATTACK, config, images, model, setting
+from tests.trl.training.setting import ATTACK, attack_at, config, images, model, setting
 from trl.config import Optimizer, Schedule
 from trl.errors import TrlError
 from trl.objectives import build_objective
@@ -44,7 +44,15 @@ def fit(
     if stop is not None:
         objective = stop_after(stop, objective)
     outcome = train(
-        model(), objective, used, images(24, 1), ATTACK, config(**changes), checkpoint=checkpoint, on_epoch=rows.append
+        model(),
+        objective,
+        used,
+        attack_at,
+        images(24, 1),
+        ATTACK,
+        config(**changes),
+        checkpoint=checkpoint,
+        on_epoch=rows.append,
     )
     return outcome, rows
 
@@ -86,7 +94,7 @@ def test_a_resumed_run_does_not_repeat_finished_steps(tmp_path: Path) -> None:
 def test_another_seed_is_another_run() -> None:
     used = setting(seed=1)
     objective = build_objective("at", used)
-    other = train(model(), objective, used, images(24, 1), ATTACK, config())
+    other = train(model(), objective, used, attack_at, images(24, 1), ATTACK, config())
     assert not same(other, fit("at")[0])
 
 
@@ -131,7 +139,7 @@ def test_gradient_clipping_bounds_the_step() -> None:
     options = {"epochs": 1, "batch_size": 48, "optimizer": {"name": "sgd", "lr": 1.0, "momentum": 0}}
     for clip in (None, 0.01):
         state = fit("at", clip_norm=clip, **options)[0].state
-        moved = float((torch.cat([v.flatten() for v in state.values()]) - before).norm())
+        moved = float((torch.cat([v.flatten() for v in state.values()]) - before).detach().norm())
         assert (moved <= 0.01 + 1e-6) == (clip is not None)
 
 
@@ -202,3 +210,15 @@ def test_schedules_at_known_points() -> None:
 def test_rate_factor_stays_in_0_to_1(name: Any, epoch: float, warmup: float) -> None:
     schedule = Schedule(name=name, milestones=(3, 6), warmup_epochs=warmup)
     assert 0 <= rate_factor(schedule, epoch, 10) <= 1
+
+
+def test_epsilon_warms_up_to_the_threats() -> None:
+    used, seen = setting(), []
+
+    def attack_seen(epsilon: float) -> Any:
+        seen.append(epsilon)
+        return attack_at(epsilon)
+
+    changed = config(epsilon_warmup_epochs=1.5)
+    train(model(), build_objective("at", used), used, attack_seen, images(24, 1), ATTACK, changed)
+    assert seen == pytest.approx([min(0.1, 0.1 * step / 9) for step in range(18)])
