@@ -5,8 +5,8 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tests run side by side
 
-import pytest  # noqa: E402
-from hypothesis import settings  # noqa: E402
+import pytest
+from hypothesis import settings
 
 settings.register_profile("steady", deadline=None, derandomize=True, max_examples=50)  # the same examples everywhere
 settings.load_profile("steady")

@@ -41,7 +41,7 @@ def build_attack(name: str, threat: Threat, **options: Any) -> Attack:
 def build_attack_at(epsilon: float, name: str, threat: Threat, **options: Any) -> Attack:
     """The attack that `build_attack` makes for `threat`, at another epsilon: its step size scales along."""
     if options.get("step_size") and threat.epsilon:
-        options["step_size"] *= epsilon / threat.epsilon
+        options["step_size"] = options["step_size"] * epsilon / threat.epsilon or None  # 0 is no step size
     return build_attack(name, replace(threat, epsilon=epsilon), **options)
 
 

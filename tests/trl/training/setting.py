@@ -13,7 +13,7 @@ from trl.threat import Linf
 
 THREAT = Linf(0.1)
 ATTACK = build_attack("pgd", THREAT, steps=2)
-attack_at = partial(build_attack_at, name="pgd", threat=THREAT, steps=2)
+attack_at = partial(build_attack_at, name="pgd", threat=THREAT, steps=2, step_size=0.08)
 
 
 def images(n: int, seed: int = 0) -> ImageSet:
