@@ -3,12 +3,14 @@
 import sys
 
 from tasks.stage import Stage, run_stage
-from tasks.tracking import record_pipeline
+from tasks.tracking import leaderboard, record_pipeline
 
 
 def record(stage: Stage) -> None:
     """Complete the runs of all selected models and of the pipeline."""
     record_pipeline(stage)
+    if page := leaderboard(stage):
+        print(f"models by worst-case accuracy: {page}")
 
 
 if __name__ == "__main__":

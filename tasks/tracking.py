@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlencode
 
 import yaml
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 WEIGHTS, CHECKPOINT, PIPELINE, LOGGED = "trl.weights", "trl.checkpoint", "trl.pipeline", "trl.logged"
+NOTE = "mlflow.note.content"  # the text at the top of a run's page
 
 
 def client_and_experiment(stage: Stage) -> "tuple[MlflowClient, str]":
@@ -47,7 +49,8 @@ def client_and_experiment(stage: Stage) -> "tuple[MlflowClient, str]":
         return client, found.experiment_id
     try:
         artifacts = None if remote else Path("mlartifacts").absolute().as_uri()
-        return client, client.create_experiment(name, artifact_location=artifacts)
+        kind = {"mlflow.experimentKind": "custom_model_development"}  # the page's layout: training, not chat models
+        return client, client.create_experiment(name, artifact_location=artifacts, tags=kind)
     except MlflowException:
         if not (found := client.get_experiment_by_name(name)):
             raise
@@ -133,8 +136,25 @@ def record_model(stage: Stage, *, figures: bool = False) -> str | None:
             if run.data.tags.get(f"{LOGGED}.artifacts") != content:
                 _log_model_artifacts(client, run_id, stage)
                 client.set_tag(run_id, f"{LOGGED}.artifacts", content)
-        client.set_terminated(run_id, "FINISHED")
+        if run.info.status != "FINISHED":
+            client.set_terminated(run_id, "FINISHED")
         return run_id
+    return None
+
+
+def leaderboard(stage: Stage) -> str | None:
+    """The address of the MLflow page that lists the data set's models by worst-case accuracy; None without a store."""
+    with _forgiving():
+        _, experiment = client_and_experiment(stage)
+        query = {
+            "searchFilter": "tags.`trl.kind` = 'model'",
+            "orderByKey": "metrics.`robust/worst`",
+            "orderByAsc": "false",
+        }
+        remote = os.environ.get("MLFLOW_TRACKING_URI", "")
+        server = remote.rstrip("/") if remote.startswith("http") else "http://127.0.0.1:5000"
+        # sorted by a metric, MLflow lists models themselves; sorted by date it folds them below their pipeline run
+        return f"{server}/#/experiments/{experiment}/runs?{urlencode(query, quote_via=quote)}"
     return None
 
 
@@ -147,6 +167,8 @@ def record_pipeline(stage: Stage) -> None:
     stages = [Stage(params, stage.recipe_name, m, s) for m in params.methods for s in params.seeds]
     children = [record_model(child, figures=True) for child in stages]
     with _forgiving():
+        from mlflow.tracking.context.registry import resolve_tags
+
         client, experiment = client_and_experiment(stage)
         folders = [child.model_paths.metrics for child in stages]
         content = _digest(*(file for folder in folders for file in sorted(folder.iterdir())))
@@ -154,14 +176,14 @@ def record_pipeline(stage: Stage) -> None:
         if found:
             parent = found[0].info.run_id
         else:
-            tags = {PIPELINE: content, "trl.recipe": stage.recipe_name, "trl.kind": "pipeline"}
+            table = _comparison(stage)
+            tags = {PIPELINE: content, "trl.recipe": stage.recipe_name, "trl.kind": "pipeline", NOTE: table}
             name = f"{stage.recipe_name} {time.strftime('%Y-%m-%d %H:%M')}"
-            parent = client.create_run(experiment, run_name=name, tags=tags).info.run_id
+            parent = client.create_run(experiment, run_name=name, tags=resolve_tags(tags)).info.run_id
             client.log_artifacts(parent, str(stage.paths.report), "report")
             client.log_dict(parent, params.model_dump(mode="json")["recipes"][stage.recipe_name], "recipe.yaml")
             client.log_param(parent, "methods", ", ".join(params.methods))
             client.log_param(parent, "seeds", ", ".join(map(str, params.seeds)))
-            client.log_batch(parent, metrics=_comparison(stages))
             client.set_terminated(parent, "FINISHED")
         for child in children:
             if child is not None:
@@ -175,10 +197,11 @@ def _search(client: "MlflowClient", experiment: str, tag: str, value: str) -> "l
 def _create(client: "MlflowClient", experiment: str, stage: Stage, tags: dict[str, str]) -> "Run":
     """A new run of a model, with its parameters and its data set."""
     from mlflow.entities import DatasetInput, InputTag, Param
+    from mlflow.tracking.context.registry import resolve_tags
 
     recipe, model = stage.recipe, f"{stage.method}-{stage.seed}"
     tags = {**tags, "trl.recipe": stage.recipe_name, "trl.kind": "model"}
-    run = client.create_run(experiment, run_name=f"{stage.recipe_name}/{model}", tags=tags)
+    run = client.create_run(experiment, run_name=f"{stage.recipe_name}/{model}", tags=resolve_tags(tags))
     sections = {
         "recipe": stage.recipe_name,
         "method": stage.method,
@@ -202,7 +225,7 @@ def _dataset(stage: Stage, description: Mapping[str, Any]) -> Any:
 
     return Dataset(
         name=stage.recipe.data.name,
-        digest=description["sha256"][:36],
+        digest=description["sha256"][:8],
         source_type="local",
         source=json.dumps({"uri": str(stage.paths.data)}),
         profile=json.dumps({k: v for k, v in description.items() if k != "sha256"}),
@@ -296,16 +319,12 @@ def _log_model_artifacts(client: "MlflowClient", run_id: str, stage: Stage) -> N
         client.log_artifacts(run_id, folder, "figures")
 
 
-def _comparison(stages: list[Stage]) -> list[Any]:
-    """For each method, its main figures averaged over seeds."""
-    values: dict[str, list[float]] = {}
-    for stage in stages:
-        for read in (_attack_metrics, _detect_metrics):
-            file = "attack.json" if read is _attack_metrics else "detect.json"
-            for metric in read(stage.model_paths.metrics / file):
-                if metric.key in ("clean/accuracy", "robust/worst") or metric.key.startswith("detect/auc/"):
-                    values.setdefault(f"{stage.method}/{metric.key}", []).append(metric.value)
-    return _metrics({name: sum(v) / len(v) for name, v in values.items()})
+def _comparison(stage: Stage) -> str:
+    """The comparison table as Markdown keeps it."""
+    from trl.report import load_results, text_table
+
+    params = stage.params
+    return f"```\n{text_table(load_results(stage.paths.metrics, params.methods, params.seeds))}\n```"
 
 
 def _digest(*files: Path) -> str:
