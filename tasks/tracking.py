@@ -152,7 +152,8 @@ def leaderboard(stage: Stage) -> str | None:
             "orderByAsc": "false",
         }
         remote = os.environ.get("MLFLOW_TRACKING_URI", "")
-        server = remote.rstrip("/") if remote.startswith("http") else "http://127.0.0.1:5000"
+        local = f"http://127.0.0.1:{os.environ.get('MLFLOW_PORT', '5000')}"  # where `make up` and `make ui` serve it
+        server = remote.rstrip("/") if remote.startswith("http") else local
         # sorted by a metric, MLflow lists models themselves; sorted by date it folds them below their pipeline run
         return f"{server}/#/experiments/{experiment}/runs?{urlencode(query, quote_via=quote)}"
     return None
