@@ -1,0 +1,10 @@
+"""Prefect: `full.py` is the flow `trl`, each of whose tasks runs one DVC stage."""
+
+import os
+
+# Prefect reads these when it is first imported: one short line per event on the console.
+for _kind, _layout in {
+    "FLOW_RUN": "%(asctime)s | trl | %(message)s",
+    "TASK_RUN": "%(asctime)s | %(task_run_name)s | %(message)s",
+}.items():
+    os.environ.setdefault(f"PREFECT_LOGGING_FORMATTERS_STANDARD_{_kind}_FMT", _layout)

@@ -1,0 +1,47 @@
+# Everything is installed into .venv, on first use and again when pyproject.toml or constraints.txt change.
+PYTHON ?= python3
+PREFECT_PORT ?= 4200
+MLFLOW_PORT ?= 5000
+ARGS ?=
+
+PY := .venv/bin/python
+READY := .venv/.installed
+SERVICES := $(PY) -m flows.services
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint up down ui clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: $(READY) ## run the pipeline and compare the methods; ARGS="--recipe mnist_cpu --methods at tla", ARGS=--help
+	@$(PY) -m flows.full $(ARGS)
+
+test: lint ## check style and types, then run all tests; ARGS="-m 'not e2e'" leaves out the slow ones
+	$(PY) -m pytest $(ARGS)
+
+lint: $(READY) ## check style and types
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
+	$(PY) -m mypy trl tasks flows
+
+up: $(READY) ## start Prefect (server and worker) and MLflow in the background; PREFECT_PORT=4200 MLFLOW_PORT=5000
+	@$(SERVICES) up --prefect-port $(PREFECT_PORT) --mlflow-port $(MLFLOW_PORT)
+
+down: $(READY) ## stop what `make up` started
+	@$(SERVICES) down
+
+ui: $(READY) ## show all runs in MLflow; MLFLOW_PORT=5000
+	@$(SERVICES) ui --mlflow-port $(MLFLOW_PORT)
+
+clean: ## remove caches; results, checkpoints and .venv stay
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: needs Python 3.11 or newer, which $(PYTHON) is not; choose one: make PYTHON=python3.12" >&2; exit 1; }
+	@test -x $(PY) || $(PYTHON) -m venv .venv
+	@echo "installing into .venv, which takes a few minutes the first time ..."
+	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@

@@ -1,0 +1,199 @@
+"""The flow `trl`: every stage of dvc.yaml as a task, side by side where the graph allows, then the record in MLflow."""
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State
+from prefect.exceptions import FailedRun
+from prefect.states import Cancelled, Completed, Failed
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from flows.parameters import override
+from flows.stages import Workers, is_cached, is_hint, last_error, repro, stage_graph, worker_environments
+from tasks.paths import RecipePaths
+from trl.config import Params
+from trl.errors import TrlError
+from trl.report import load_results, text_table
+from trl.report.table import comparison
+
+NEXT = """\
+report    {page}
+runs      make ui      curves, parameters and models in MLflow
+again     make run     runs what a change of params.yaml or of the code makes necessary"""
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a log record says what the states do not: Prefect repeats those, and adds tracebacks to a mere Failed."""
+    if record.exc_info:
+        error = record.exc_info[1]
+        return error is not None and not isinstance(error, FailedRun)
+    return not record.getMessage().startswith(("Finished in state NotReady", "Finished in state Completed('"))
+
+
+for _name in ("prefect.flow_runs", "prefect.task_runs"):
+    logging.getLogger(_name).addFilter(_is_news)
+
+
+@task(cache_policy=NO_CACHE, task_run_name="configure")
+def configure(overrides: list[str]) -> Any:
+    """Write `overrides` to params.yaml: the parameters that then hold, or a Failed state that says what is wrong."""
+    try:
+        return override(overrides)
+    except TrlError as error:
+        return Failed(message=f"error: {error}")
+
+
+@task(name="stage", cache_policy=NO_CACHE, task_run_name="{name}")
+def run(name: str, command: list[str], workers: Workers) -> State[Any]:
+    """Run one command: Cached if DVC had nothing to do, Failed with the command's own error line, or Cancelled."""
+    # The report's own output is the comparison, which the flow shows at its end.
+    level = logging.DEBUG if name.startswith("report@") else logging.INFO
+    log = get_run_logger()
+    outcome = workers.run(command, lambda line: None if is_hint(line) else log.log(level, "%s", line))
+    if workers.stopped:
+        return Cancelled(message="interrupted")
+    if outcome.status:
+        return Failed(message=last_error(outcome.lines) or f"error: exit status {outcome.status}")
+    return Completed(name="Cached") if is_cached(outcome.lines) else Completed()
+
+
+@task(cache_policy=NO_CACHE, task_run_name="compare")
+def compare(params: Params) -> Any:
+    """The comparison of all selected models as text, and as an artifact of the flow run."""
+    try:
+        results = load_results(RecipePaths(params.recipe).metrics, params.methods, params.seeds)
+    except TrlError as error:
+        return Failed(message=f"error: {error}")
+    columns = comparison(results)
+    rows = [{"method": m, **{column.title: column.text(m) for column in columns}} for m in results.methods]
+    key = f"comparison-{params.recipe}".lower().replace("_", "-")
+    create_table_artifact(rows, key=key, description=f"Recipe {params.recipe}, in percent")
+    return text_table(results)
+
+
+@flow(name="trl")
+def full(
+    recipe: str | None = None,
+    methods: list[str] | None = None,
+    seeds: list[int] | None = None,
+    overrides: list[str] | None = None,
+) -> State[Any]:
+    """Bring every stage up to date, record the results in MLflow and show the comparison.
+
+    Arguments that are given are written to params.yaml first; `overrides` are Hydra's, such as
+    `recipes.digits.train.epochs=10`. If a stage fails, those that wait for it do not run, and all others do.
+    """
+    log = get_run_logger()
+    given = {"recipe": recipe, "methods": methods, "seeds": seeds}
+    changes = [f"{name}={json.dumps(value)}" for name, value in given.items() if value is not None]
+    configured = configure([*changes, *(overrides or [])], return_state=True)
+    if not configured.is_completed():
+        return Failed(message=configured.message)
+    params: Params = configured.result()
+    try:
+        graph, environments = stage_graph(), worker_environments(os.environ, _gpus(), _cores())
+    except TrlError as error:
+        return Failed(message=f"error: {error}")
+
+    log.info("recipe %s: %d stages, up to %d at a time", params.recipe, len(graph), len(environments))
+    workers = Workers(environments)
+    runner: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=len(environments))
+    with runner:
+        try:
+            states = _run_stages(runner, workers, graph)
+            if failure := _failure(states):
+                return Failed(message=failure)
+            recorded = run("record", [sys.executable, "-m", "tasks.record"], workers, return_state=True)
+        finally:  # an interrupted flow leaves nothing running
+            workers.stop()
+    compared = compare(params, return_state=True)
+    if failure := _failure({"record": recorded, "compare": compared}):
+        return Failed(message=failure)
+    cached = sum(state.name == "Cached" for state in states.values())
+    summary = f"{len(states) - cached} stages ran, {cached} were up to date"
+    page = RecipePaths(params.recipe).report / "index.html"
+    log.info("%s\n\n%s\n\n%s\n", summary, compared.result(), NEXT.format(page=page))
+    return Completed(message=summary)
+
+
+def _run_stages(
+    runner: ThreadPoolTaskRunner[Any], workers: Workers, graph: dict[str, list[str]]
+) -> dict[str, State[Any]]:
+    """Run every stage once those it needs have succeeded; the final states."""
+
+    def submit(name: str, command: list[str], needs: list[Any]) -> Any:
+        return runner.submit(run, {"name": name, "command": command, "workers": workers}, wait_for=needs)
+
+    store = []
+    if os.environ.get("MLFLOW_TRACKING_URI", "sqlite:").startswith("sqlite:") and not Path("mlflow.db").exists():
+        store = [submit("store", [sys.executable, "-m", "flows.store"], [])]
+    futures: dict[str, Any] = {}
+    for stage, needs in graph.items():
+        # The first stages do not track anything: they run while the store is made.
+        futures[stage] = submit(stage, repro(stage), [futures[need] for need in needs] + (store if needs else []))
+    for future in [*store, *futures.values()]:
+        future.wait()
+    return {stage: future.state for stage, future in futures.items()}
+
+
+def _failure(states: dict[str, State[Any]]) -> str:
+    """What went wrong, in one line; nothing if all completed."""
+    failed = [f"{name}: {s.message}" for name, s in states.items() if s.is_failed() or s.is_crashed()]
+    waiting = sum(not state.is_completed() for state in states.values()) - len(failed)
+    return "; ".join(failed + [f"{waiting} that need it did not run"] * (waiting > 0))
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the flow in this process, without a deployment; the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.full",
+        description="Bring every stage up to date, record the results in MLflow and show the comparison.",
+        epilog="What is given is written to params.yaml, as `dvc exp run -S` does. TRL_WORKERS: how many stages run "
+        "at a time (default: one per GPU, or per core up to 4). TRL_DEVICE: cpu, cuda, cuda:1, ...",
+    )
+    parser.add_argument("--recipe", help="a recipe of params.yaml")
+    parser.add_argument("--methods", nargs="+", metavar="METHOD", help="the recipe's methods to compare")
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="seeds of each method's models")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", dest="overrides", metavar="KEY=VALUE", help="any other key of params.yaml"
+    )
+    given = parser.parse_args(arguments)
+    logging.getLogger("prefect").addFilter(lambda record: record.levelno > logging.INFO)  # its server's start and stop
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that `kill`, too, ends the temporary server
+    _start_server()
+    try:
+        return int(not full(**vars(given), return_state=True).is_completed())
+    except KeyboardInterrupt:
+        print("interrupted: repeat the command to go on", file=sys.stderr)
+        return 130
+
+
+def _start_server() -> None:
+    """Start Prefect's temporary server, if there is no other, out of Ctrl-C's reach: it must hear how the run ended."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    get_client(sync_client=True)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,213 @@
+"""The services beside the pipeline, on this machine: Prefect's server and worker, and MLflow's server."""
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from trl.errors import TrlError
+
+FOLDER = Path(".services").absolute()  # logs, process ids, Prefect's database and profile; see prefect.toml
+PROFILES = FOLDER / "profiles.toml"
+ADDRESSES = FOLDER / "addresses.json"
+START_SECONDS, STOP_SECONDS = 180.0, 30.0
+HOST = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class Service:
+    """A program in the background, and the address that answers once it works (none: a line of its log says so)."""
+
+    name: str
+    command: list[str]
+    health: str
+
+    @property
+    def log(self) -> Path:
+        """Its output."""
+        return FOLDER / f"{self.name}.log"
+
+    @property
+    def record(self) -> Path:
+        """Its process id and start time: an id alone may by now be another program's."""
+        return FOLDER / f"{self.name}.json"
+
+    def process(self) -> psutil.Process | None:
+        """The process, if it runs."""
+        try:
+            known = json.loads(self.record.read_text())
+            process = psutil.Process(known["pid"])
+            alive = process.create_time() == known["created"] and process.status() != psutil.STATUS_ZOMBIE
+        except (OSError, ValueError, psutil.Error):
+            return None
+        return process if alive else None
+
+    def start(self, environment: dict[str, str]) -> None:
+        """Start it and wait until it works; TrlError with the end of its log if it does not."""
+        with self.log.open("w") as log:
+            popen = subprocess.Popen(
+                self.command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+        self.record.write_text(json.dumps({"pid": popen.pid, "created": psutil.Process(popen.pid).create_time()}))
+        deadline = time.monotonic() + START_SECONDS
+        while not self._works():
+            if popen.poll() is not None or time.monotonic() > deadline:
+                end = "\n".join(self.log.read_text().splitlines()[-15:])
+                raise TrlError(f"{self.name} did not start; the end of {self.log}:\n{end}")
+            time.sleep(0.2)
+
+    def _works(self) -> bool:
+        if not self.health.startswith("http"):
+            return self.health in self.log.read_text()
+        try:
+            with urllib.request.urlopen(self.health, timeout=5) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+
+def services(prefect_port: int, mlflow_port: int) -> list[Service]:
+    """The services, in the order in which they start."""
+    prefect = [sys.executable, "-m", "prefect"]
+    store, artifacts = Path("mlflow.db").absolute(), Path("mlartifacts").absolute()
+    mlflow = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(mlflow_port), "--workers", "1"]
+    mlflow += ["--backend-store-uri", f"sqlite:///{store}", "--artifacts-destination", artifacts.as_uri()]
+    return [
+        Service(
+            "prefect",
+            [*prefect, "server", "start", "--host", HOST, "--port", str(prefect_port)],
+            f"http://{HOST}:{prefect_port}/api/health",
+        ),
+        Service("mlflow", mlflow, f"http://{HOST}:{mlflow_port}/health"),
+        Service("worker", [*prefect, "worker", "start", "--pool", "gpu"], "started!"),
+    ]
+
+
+def up(prefect_port: int, mlflow_port: int) -> None:
+    """Start what does not run yet, and say where it is."""
+    FOLDER.mkdir(exist_ok=True)
+    server, mlflow, worker = every = services(prefect_port, mlflow_port)
+    running = [service.name for service in every if service.process()]
+    if len(running) == len(every):
+        print("already up")
+        return _print_addresses(*json.loads(ADDRESSES.read_text()))
+    if running:  # a part of it has died
+        down()
+    for port, option in ((prefect_port, "PREFECT_PORT"), (mlflow_port, "MLFLOW_PORT")):
+        _require_free(port, option)
+    api = f"http://{HOST}:{prefect_port}/api"
+    environment = {**os.environ, "PREFECT_API_URL": api}
+    try:
+        print("starting Prefect and MLflow …", flush=True)
+        server.start(environment)
+        mlflow.start(environment)
+        _prefect(environment, "work-pool", "create", "gpu", "--type", "process", "--overwrite")
+        _prefect(environment, "deploy", "--all")
+        worker.start(environment)
+    except BaseException:
+        down()
+        raise
+    PROFILES.write_text(f'active = "trl"\n\n[profiles.trl]\nPREFECT_API_URL = "{api}"\n')
+    ADDRESSES.write_text(json.dumps([prefect_port, mlflow_port]))
+    _print_addresses(prefect_port, mlflow_port)
+
+
+def ui(mlflow_port: int) -> None:
+    """Complete MLflow's record from the results, and show it until interrupted."""
+    _, mlflow, _ = services(0, mlflow_port)
+    if mlflow.process():
+        print("MLflow is up already:")
+        return _print_addresses(*json.loads(ADDRESSES.read_text()))
+    _require_free(mlflow_port, "MLFLOW_PORT")
+    subprocess.run([sys.executable, "-m", "tasks.record"])
+    print(f"MLflow    http://{HOST}:{mlflow_port}  (Ctrl-C ends it)", flush=True)
+    with contextlib.suppress(KeyboardInterrupt):
+        subprocess.run(mlflow.command, stderr=subprocess.DEVNULL)
+
+
+def down() -> None:
+    """Stop the services, the worker with its flow run first, and whatever they started."""
+    PROFILES.unlink(missing_ok=True)
+    stopped = []
+    for service in reversed(services(0, 0)):
+        if process := service.process():
+            family = [process, *process.children(recursive=True)]
+            # The flow run first: it stops its stages, and the worker, which would only leave it, reports its end.
+            for group in (process.children(), [process]):
+                _signal(group, signal.SIGTERM)
+            _signal(family, signal.SIGKILL)
+            stopped.append(service.name)
+        service.record.unlink(missing_ok=True)
+    print(f"stopped {', '.join(stopped)}" if stopped else "nothing was up")
+
+
+def _signal(processes: list[psutil.Process], number: int) -> None:
+    """Send a signal to those that still run, and wait for them to end."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
+    psutil.wait_procs(processes, STOP_SECONDS)
+
+
+def _print_addresses(prefect_port: int, mlflow_port: int) -> None:
+    bin_folder = os.path.relpath(Path(sys.executable).parent)
+    print(
+        f"Prefect   http://{HOST}:{prefect_port}\n"
+        f"MLflow    http://{HOST}:{mlflow_port}\n"
+        f"logs      {os.path.relpath(FOLDER)}/*.log\n\n"
+        f"next      {bin_folder}/prefect deployment run trl/full --watch\n"
+        f"          (from another folder: export PREFECT_API_URL=http://{HOST}:{prefect_port}/api)\n"
+        "stop      make down"
+    )
+
+
+def _require_free(port: int, option: str) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            raise TrlError(f"port {port} is taken by another program; choose another by {option}=…") from None
+
+
+def _prefect(environment: dict[str, str], *arguments: str) -> None:
+    command = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise TrlError(f"prefect {' '.join(arguments)} failed:\n{done.stdout}{done.stderr}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Start, stop or show the services; the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m flows.services", description=__doc__)
+    parser.add_argument("action", choices=["up", "down", "ui"])
+    parser.add_argument("--prefect-port", type=int, default=4200)
+    parser.add_argument("--mlflow-port", type=int, default=5000)
+    given = parser.parse_args(arguments)
+    try:
+        if given.action == "up":
+            up(given.prefect_port, given.mlflow_port)
+        elif given.action == "ui":
+            ui(given.mlflow_port)
+        else:
+            down()
+    except TrlError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

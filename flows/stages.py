@@ -1,0 +1,159 @@
+"""DVC's stages as commands: which there are, what each waits for, and how one runs on a worker."""
+
+import contextlib
+import os
+import queue
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+from trl.errors import TrlError
+
+DVC = [sys.executable, "-m", "dvc"]
+GRACE_SECONDS = 10.0  # what an interrupted stage gets to write its checkpoint
+UP_TO_DATE = re.compile(r"^(Stage )?'.+' (didn't change, skipping|is cached - skipping run)")
+HINTS = re.compile(
+    r"$|\s+(git add|dvc config) |Running stage |(Updating|Generating) lock file |Data and pipelines are up to date"
+    r"|To (track the changes with git|enable auto staging), run:|Use `dvc push` "
+)
+
+
+def stage_graph() -> dict[str, list[str]]:
+    """Every stage of dvc.yaml with the stages it waits for, in an order to run them in."""
+    shown = subprocess.run([*DVC, "dag", "--dot"], capture_output=True, text=True)
+    if shown.returncode:
+        raise TrlError(f"dvc.yaml: {last_error(shown.stderr.splitlines()) or 'DVC cannot read the stages'}")
+    return parse_dot(shown.stdout)
+
+
+def parse_dot(dot: str) -> dict[str, list[str]]:
+    """The graph that `dvc dag --dot` prints, as stage → stages it waits for, in an order to run them in."""
+    needs: dict[str, list[str]] = {}
+    for names in re.findall(r'^"([^"]+)"(?: -> "([^"]+)")?;', dot, re.MULTILINE):
+        for name in filter(None, names):
+            needs.setdefault(name, [])
+        if names[1]:
+            needs[names[1]].append(names[0])
+    return {name: needs[name] for name in TopologicalSorter(needs).static_order()}
+
+
+def repro(stage: str) -> list[str]:
+    """The command that brings one stage up to date, several of which may run at once."""
+    return [*DVC, "--wait-for-lock", "repro", "--single-item", stage]
+
+
+def is_hint(line: str) -> bool:
+    """Whether DVC says this to a person at a prompt rather than about the stage."""
+    return HINTS.match(line) is not None
+
+
+def is_cached(lines: Iterable[str]) -> bool:
+    """Whether DVC had nothing to run: the stage is up to date, or its results were in the cache."""
+    return any(UP_TO_DATE.match(line) for line in lines)
+
+
+def last_error(lines: Iterable[str]) -> str:
+    """The stage's own last `error: …` line, else DVC's last `ERROR: …`, else nothing."""
+    found = {prefix: line for line in lines if (prefix := line.partition(":")[0]) in ("error", "ERROR")}
+    return found.get("error") or found.get("ERROR") or ""
+
+
+def worker_environments(environ: Mapping[str, str], gpus: int, cores: int) -> list[dict[str, str]]:
+    """The variables of each worker: one per GPU, which is its own, or one per core (at most 4) on the CPU.
+
+    `TRL_WORKERS` sets their number; several then share a GPU. The cores are shared out unless OMP_NUM_THREADS is set.
+    """
+    wanted = environ.get("TRL_WORKERS", "")
+    if wanted and not (wanted.isdecimal() and int(wanted) > 0):
+        raise TrlError(f"TRL_WORKERS={wanted}: must be a whole number of at least 1")
+    visible = [g for g in environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if g] or [str(g) for g in range(gpus)]
+    device = environ.get("TRL_DEVICE") or "cuda"
+    if device != "cuda":  # the CPU, or one device that all share
+        visible, gpus = [], int(device.startswith("cuda:"))
+    count = int(wanted or gpus or min(cores, 4))
+    threads = environ.get("OMP_NUM_THREADS") or str(max(1, cores // count))
+    own = [{"CUDA_VISIBLE_DEVICES": visible[i % gpus]} if gpus and visible else {} for i in range(count)]
+    return [{"OMP_NUM_THREADS": threads, **gpu} for gpu in own]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended: its exit status (negative: killed by that signal) and its output."""
+
+    status: int
+    lines: list[str]
+
+
+class Workers:
+    """Places where commands run side by side, each with its own share of the machine; all can be stopped at once."""
+
+    def __init__(self, environments: list[dict[str, str]]) -> None:
+        self._free: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
+        for environment in environments:
+            self._free.put(environment)
+        self._running: set[subprocess.Popen[str]] = set()
+        self._lock = threading.Lock()
+        self.stopped = False
+
+    def run(self, command: list[str], on_line: Callable[[str], None]) -> Outcome:
+        """Run `command` on a free worker, handing on each line of its output as it comes; nothing once stopped."""
+        environment = self._free.get()
+        try:
+            process = self._start(command, environment)
+            lines: list[str] = []
+            if process is None:
+                return Outcome(-signal.SIGINT, lines)
+            with process:
+                assert process.stdout is not None
+                for line in process.stdout:
+                    lines.append(line.rstrip())
+                    if not self.stopped:  # how a program takes an interrupt is no news
+                        on_line(lines[-1])
+            return Outcome(process.returncode, lines)
+        finally:
+            self._free.put(environment)
+
+    def stop(self) -> None:
+        """End all commands, and let none start: a request first, so that DVC leaves its lock in order, then force."""
+        with self._lock:
+            self.stopped = True
+            running = [process for process in self._running if process.poll() is None]
+        for process in running:
+            _signal_group(process, signal.SIGINT)
+        deadline = time.monotonic() + GRACE_SECONDS
+        for process in running:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, deadline - time.monotonic()))
+            _signal_group(process, signal.SIGKILL)
+
+    def _start(self, command: list[str], environment: dict[str, str]) -> "subprocess.Popen[str] | None":
+        # `python` in dvc.yaml must be this interpreter; a pipe must not hold lines back.
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+        with self._lock:
+            if self.stopped:
+                return None
+            process = subprocess.Popen(
+                command,
+                env={**os.environ, **environment, "PATH": path, "PYTHONUNBUFFERED": "1"},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                encoding="utf-8",
+                errors="replace",
+                start_new_session=True,  # a group of its own, so that `stop` reaches what DVC started
+            )
+            self._running = {p for p in self._running if p.poll() is None} | {process}
+        return process
+
+
+def _signal_group(process: "subprocess.Popen[str]", number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, number)
