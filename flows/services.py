@@ -106,7 +106,8 @@ def up(prefect_port: int, mlflow_port: int) -> None:
     for port, option in ((prefect_port, "PREFECT_PORT"), (mlflow_port, "MLFLOW_PORT")):
         _require_free(port, option)
     api = f"http://{HOST}:{prefect_port}/api"
-    environment = {**os.environ, "PREFECT_API_URL": api}
+    # MLflow would start programs for jobs that this project never gives it
+    environment = {**os.environ, "PREFECT_API_URL": api, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     try:
         print("starting Prefect and MLflow …", flush=True)
         server.start(environment)
