@@ -15,6 +15,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.exceptions import FailedRun
+from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
@@ -190,6 +191,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _start_server() -> None:
     """Start Prefect's temporary server, if there is no other, out of Ctrl-C's reach: it must hear how the run ended."""
+    if not PREFECT_API_URL.value():
+        print("starting Prefect …", flush=True)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     get_client(sync_client=True)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
