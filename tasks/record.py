@@ -4,11 +4,13 @@ import sys
 
 from tasks.stage import Stage, run_stage
 from tasks.tracking import leaderboard, record_pipeline
+from trl.errors import TrlError
 
 
 def record(stage: Stage) -> None:
     """Complete the runs of all selected models and of the pipeline."""
-    record_pipeline(stage)
+    if not record_pipeline(stage):
+        raise TrlError("MLflow is not complete, as the warning above says; mend its store and repeat the command")
     if page := leaderboard(stage):
         print(f"models by worst-case accuracy: {page}")
 

@@ -159,10 +159,11 @@ def leaderboard(stage: Stage) -> str | None:
     return None
 
 
-def record_pipeline(stage: Stage) -> None:
+def record_pipeline(stage: Stage) -> bool:
     """Record every selected model completely, and the comparison as the parent run of this pipeline run.
 
     A pipeline run is known by the content of its results: repeating it changes nothing, new results make a new parent.
+    Returns whether all of it is in the store now.
     """
     params = stage.params
     stages = [Stage(params, stage.recipe_name, m, s) for m in params.methods for s in params.seeds]
@@ -189,6 +190,8 @@ def record_pipeline(stage: Stage) -> None:
         for child in children:
             if child is not None:
                 client.set_tag(child, "mlflow.parentRunId", parent)
+        return None not in children
+    return False
 
 
 def _search(client: "MlflowClient", experiment: str, tag: str, value: str) -> "list[Run]":

@@ -187,4 +187,6 @@ def test_a_broken_store_never_costs_results(project: Project) -> None:
         MLFLOW_TRACKING_URI="http://127.0.0.1:9",
     )
     assert output.count("warning: MLflow was not updated") >= 1
+    recorded = project.shell("python", "-m", "tasks.record", fails=True, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+    assert "error: MLflow is not complete" in recorded
     assert (project.root / "outputs/digits/um-0/model/model.safetensors").exists()
