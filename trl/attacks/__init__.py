@@ -3,6 +3,7 @@
 `model` is any `torch.nn.Module` from images x, [n,…] with values in [0, 1], to logits [n,k]; y holds integer labels
 [n]. x_adv has the device, dtype and memory format of x, lies in [0, 1] and in the threat's ball, and has no gradient.
 The model runs in eval mode with frozen parameters; its parameters, gradients, buffers and flags stay as they were.
+`criterion` says what counts as success: `Misclassified()`, or `Targeted()`, for which y is the class to reach.
 Randomness comes from torch's global generator. TrlError for images or labels that do not fit.
 """
 
@@ -13,6 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from trl.attacks.criterion import MISCLASSIFIED, Criterion, Misclassified, Targeted
 from trl.attacks.fgsm import fgsm
 from trl.attacks.mim import mim
 from trl.attacks.pgd import bim, cw, pgd  # here and now, so that `pgd` is the function, whoever imports its module
@@ -33,9 +35,9 @@ ATTACKS = Registry(
 )
 
 
-def build_attack(name: str, threat: Threat, **options: Any) -> Attack:
+def build_attack(name: str, threat: Threat, criterion: Criterion = MISCLASSIFIED, **options: Any) -> Attack:
     """The attack `name` as a function (model, x, y) → x_adv; TrlError for an unknown name or unfit options."""
-    return partial(ATTACKS.get(name), threat=threat, **ATTACKS.check(name, options))
+    return partial(ATTACKS.get(name), threat=threat, criterion=criterion, **ATTACKS.check(name, options))
 
 
 def build_attack_at(epsilon: float, name: str, threat: Threat, **options: Any) -> Attack:
@@ -45,4 +47,17 @@ def build_attack_at(epsilon: float, name: str, threat: Threat, **options: Any) -
     return build_attack(name, replace(threat, epsilon=epsilon), **options)
 
 
-__all__ = ["ATTACKS", "Attack", "bim", "build_attack", "build_attack_at", "cw", "fgsm", "mim", "pgd"]
+__all__ = [
+    "ATTACKS",
+    "Attack",
+    "Criterion",
+    "Misclassified",
+    "Targeted",
+    "bim",
+    "build_attack",
+    "build_attack_at",
+    "cw",
+    "fgsm",
+    "mim",
+    "pgd",
+]

@@ -2,16 +2,17 @@
 
 from torch import Tensor, nn
 
-from trl.attacks.inner import check_input, frozen, input_gradient
+from trl.attacks.criterion import MISCLASSIFIED, Criterion
+from trl.attacks.inner import ascent, check_input, frozen
 from trl.attacks.losses import cross_entropy
 from trl.threat import Threat
 
 
-def fgsm(model: nn.Module, x: Tensor, y: Tensor, threat: Threat) -> Tensor:
+def fgsm(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, criterion: Criterion = MISCLASSIFIED) -> Tensor:
     """One step of size epsilon from `x` along the steepest ascent of cross-entropy; see the package for the rest."""
     with frozen(model):
         x, y, classes = check_input(x, y)
         if len(x) == 0:
             return x.clone()
-        gradient = input_gradient(model, x, y, cross_entropy, classes)
+        gradient = ascent(criterion.view(model), x, y, criterion.loss(cross_entropy), classes).gradient
         return threat.project(threat.ascend(x, gradient, threat.epsilon), x)

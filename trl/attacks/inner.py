@@ -3,10 +3,12 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from trl.attacks.criterion import Criterion
 from trl.attacks.losses import Loss
 from trl.errors import TrlError
 from trl.modes import evaluating
@@ -87,23 +89,35 @@ def logits_of(model: nn.Module, x: Tensor, classes: int) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def input_gradient(model: nn.Module, x_adv: Tensor, y: Tensor, loss: Loss, classes: int) -> Tensor:
-    """The gradient of each sample's loss at `x_adv`, shaped like it; NaN, as of infinite logits, becomes 0."""
+class Ascent(NamedTuple):
+    """One forward and one backward: per sample the loss [n], its gradient at the input [n,…] and the outputs [n,k]."""
+
+    gradient: Tensor
+    loss: Tensor
+    outputs: Tensor
+
+
+def ascent(model: nn.Module, x_adv: Tensor, y: Tensor, loss: Loss, classes: int) -> Ascent:
+    """The loss at `x_adv` and its gradient, shaped like it; NaN in the gradient, as of infinite logits, becomes 0."""
     with torch.enable_grad():
         x_adv = x_adv.detach().requires_grad_()
-        total = loss(logits_of(model, x_adv, classes), y).sum()
+        outputs = logits_of(model, x_adv, classes)
+        values = loss(outputs, y)
+        total = values.sum()
     if not total.requires_grad:
         warnings.warn("the model's logits have no gradient at its input: gradient attacks do nothing", stacklevel=3)
-        return torch.zeros_like(x_adv)
+        return Ascent(torch.zeros_like(x_adv), values, outputs)
     (gradient,) = torch.autograd.grad(total, x_adv, materialize_grads=True)
-    return gradient.nan_to_num(nan=0.0)
+    return Ascent(gradient.nan_to_num(nan=0.0), values.detach(), outputs.detach())
 
 
-def judge(model: nn.Module, x_adv: Tensor, y: Tensor, loss: Loss, classes: int) -> tuple[Tensor, Tensor]:
-    """Per sample, is it misclassified (bool [n]), and its loss [n]; in full precision, also under autocast."""
+def judge(
+    model: nn.Module, x_adv: Tensor, y: Tensor, criterion: Criterion, loss: Loss, classes: int
+) -> tuple[Tensor, Tensor]:
+    """Per sample, is it a success (bool [n]), and its loss [n]; in full precision, also under autocast."""
     with torch.autocast(x_adv.device.type, enabled=False):
-        logits = logits_of(model, x_adv, classes)
-        return logits.argmax(1) != y, loss(logits, y)
+        outputs = logits_of(model, x_adv, classes)
+        return criterion.met(outputs, y), loss(outputs, y)
 
 
 def _dtype(tensor: Tensor) -> str:

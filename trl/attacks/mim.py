@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from trl.attacks.inner import check_input, check_positive, frozen, input_gradient
+from trl.attacks.criterion import MISCLASSIFIED, Criterion
+from trl.attacks.inner import ascent, check_input, check_positive, frozen
 from trl.attacks.losses import cross_entropy
 from trl.number import Count, NonNegative, Positive
 from trl.threat import Threat
@@ -14,6 +15,7 @@ def mim(
     x: Tensor,
     y: Tensor,
     threat: Threat,
+    criterion: Criterion = MISCLASSIFIED,
     *,
     steps: Count = 20,
     step_size: Positive | None = None,
@@ -26,13 +28,14 @@ def mim(
     """
     check_positive(steps=steps, step_size=step_size)
     step = 2.5 * threat.epsilon / steps if step_size is None else step_size
+    ascended, viewed = criterion.loss(cross_entropy), criterion.view(model)
     with frozen(model):
         x, y, classes = check_input(x, y)
         if len(x) == 0:
             return x.clone()
         project, x_adv, momentum = threat.projection(x), x, torch.zeros_like(x)
         for _ in range(steps):
-            gradient = input_gradient(model, x_adv, y, cross_entropy, classes)
+            gradient = ascent(viewed, x_adv, y, ascended, classes).gradient
             mean = gradient.abs().mean(tuple(range(1, x.ndim)), keepdim=True)
             momentum.mul_(decay).add_(gradient / mean.clamp_(min=torch.finfo(x.dtype).tiny))
             x_adv = project(threat.ascend(x_adv, momentum, step))

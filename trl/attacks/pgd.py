@@ -4,7 +4,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from trl.attacks.inner import check_input, check_positive, frozen, input_gradient, judge
+from trl.attacks.criterion import MISCLASSIFIED, Criterion
+from trl.attacks.inner import ascent, check_input, check_positive, frozen, judge
 from trl.attacks.losses import LOSSES
 from trl.errors import TrlError
 from trl.number import Count, Positive
@@ -16,6 +17,7 @@ def pgd(
     x: Tensor,
     y: Tensor,
     threat: Threat,
+    criterion: Criterion = MISCLASSIFIED,
     *,
     steps: Count = 20,
     step_size: Positive | None = None,
@@ -28,21 +30,21 @@ def pgd(
     `step_size` None is 2.5·epsilon/steps. `loss` is cross-entropy, the margin of Carlini & Wagner, or DLR.
 
     One restart costs `steps` gradients and nothing else: the result is the last iterate. With more, each further one
-    runs on the samples that no earlier one fooled; a sample keeps the first last iterate that is misclassified (in full
-    precision), or else the one with the highest loss. See the package for the rest.
+    runs on the samples on which no earlier one succeeded; a sample keeps the first last iterate that meets the
+    criterion (in full precision), or else the one with the highest loss. See the package for the rest.
     """
     check_positive(steps=steps, step_size=step_size, restarts=restarts)
     if loss not in LOSSES:
         raise TrlError(f"unknown loss {loss!r}; known: {', '.join(LOSSES)}")
     if restarts > 1 and not random_start:
         raise TrlError("restarts from the same point all end alike; use random_start or restarts=1")
-    ascended = LOSSES[loss]
+    ascended, viewed = criterion.loss(LOSSES[loss]), criterion.view(model)
     step = 2.5 * threat.epsilon / steps if step_size is None else step_size
 
     def run(x: Tensor, y: Tensor) -> Tensor:
         project, x_adv = threat.projection(x), threat.random_start(x) if random_start else x
         for _ in range(steps):
-            gradient = input_gradient(model, x_adv, y, ascended, classes)
+            gradient = ascent(viewed, x_adv, y, ascended, classes).gradient
             x_adv = project(threat.ascend(x_adv, gradient, step))
         return x_adv
 
@@ -53,13 +55,13 @@ def pgd(
         best = run(x, y)
         if restarts == 1:
             return best
-        fooled, highest = judge(model, best, y, ascended, classes)
+        fooled, highest = judge(viewed, best, y, criterion, ascended, classes)
         for _ in range(restarts - 1):
             left = (~fooled).nonzero().squeeze(1)
             if len(left) == 0:
                 break
             x_adv = run(x[left], y[left])
-            now_fooled, value = judge(model, x_adv, y[left], ascended, classes)
+            now_fooled, value = judge(viewed, x_adv, y[left], criterion, ascended, classes)
             better = now_fooled | (value > highest[left])
             chosen = left[better]
             best[chosen], highest[chosen], fooled[chosen] = x_adv[better], value[better], now_fooled[better]
@@ -71,12 +73,13 @@ def bim(
     x: Tensor,
     y: Tensor,
     threat: Threat,
+    criterion: Criterion = MISCLASSIFIED,
     *,
     steps: Count = 20,
     step_size: Positive | None = None,
 ) -> Tensor:
     """BIM, the basic iterative method (Kurakin et al. 2017, arXiv 1607.02533): `pgd` from `x`, on cross-entropy."""
-    return pgd(model, x, y, threat, steps=steps, step_size=step_size, random_start=False)
+    return pgd(model, x, y, threat, criterion, steps=steps, step_size=step_size, random_start=False)
 
 
 def cw(
@@ -84,6 +87,7 @@ def cw(
     x: Tensor,
     y: Tensor,
     threat: Threat,
+    criterion: Criterion = MISCLASSIFIED,
     *,
     steps: Count = 20,
     step_size: Positive | None = None,
@@ -96,6 +100,7 @@ def cw(
         x,
         y,
         threat,
+        criterion,
         steps=steps,
         step_size=step_size,
         restarts=restarts,
