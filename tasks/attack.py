@@ -1,7 +1,9 @@
 """Stage attack: one model's accuracy under every attack of the recipe, and the worst case over all of them."""
 
+import shutil
 import sys
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from tasks.stage import Stage, choose_device, run_stage
@@ -26,7 +28,8 @@ def attack_model(stage: Stage) -> None:
     images, labels = test.images[: config.samples], test.labels[: config.samples]
     threat = build_threat(recipe.threat.norm, recipe.threat.epsilon)
     attacks = {name: build_attack(spec.name, threat, **spec.options) for name, spec in config.attacks.items()}
-    result = evaluate(model, images, labels, attacks, threat, batch_size=config.batch_size, seed=stage.seed)
+    state = Path("checkpoints", stage.recipe_name, f"{stage.method}-{stage.seed}-attack")
+    result = evaluate(model, images, labels, attacks, threat, config.batch_size, stage.seed, state=state)
 
     make_threat = partial(build_threat, threat.name)
 
@@ -41,6 +44,7 @@ def attack_model(stage: Stage) -> None:
     write_atomic(paths.adversarials / "adversarials.safetensors", save(stored))
     write_csv(paths.metrics / "curve.csv", curve)
     write_json(paths.metrics / "attack.json", result.summary())
+    shutil.rmtree(state)
     say(_line(stage, result.summary()))
     record_model(stage)
 

@@ -1,15 +1,20 @@
 """Robust accuracy: which samples survive which attacks, and which survive all of them."""
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from trl.attacks.ensemble import Ensemble
 from trl.errors import TrlError
+from trl.evaluation.cost import Cost, counting
 from trl.evaluation.inference import TOLERANCE, as_input, device_of, full_precision
 from trl.evaluation.intervals import accuracy
+from trl.evaluation.state import State, fingerprint
 from trl.modes import evaluating
 from trl.progress import Progress, batches
 from trl.randomness import derive_seed
@@ -24,15 +29,20 @@ class Evaluation:
     """What `evaluate` found, per sample, on the CPU.
 
     `correct`: "clean" and every attack, in the order given, → bool [n]. Under an attack a sample counts only if it is
-    correct both clean and attacked: a naturally misclassified sample is not robust, whatever the attack makes of it.
+    correct both clean and attacked: a naturally misclassified sample is not robust, and is not attacked.
+    `stages`: of an ensemble such as autoattack, what is left after each of its parts → bool [n].
     `adversarials`: float32 [n,c,h,w], per sample the first attack's result that is misclassified, else the last
     attack's (for a naturally misclassified sample the image itself), so that the model's accuracy on them is the
-    worst case.
+    worst case. `distances`: float32 [n], how far they are from the images, in the threat's norm.
+    `costs`: by attack, or `attack/part` of an ensemble.
     """
 
     epsilon: float
     correct: dict[str, Tensor]
+    stages: dict[str, dict[str, Tensor]]
     adversarials: Tensor
+    distances: Tensor
+    costs: dict[str, Cost]
 
     @property
     def worst(self) -> Tensor:
@@ -40,12 +50,23 @@ class Evaluation:
         return torch.stack(list(self.correct.values())).all(0)
 
     def summary(self) -> dict[str, Any]:
-        """`{"epsilon", "clean", "robust": {attack: …, "worst": …}}` with 95 % intervals, ready for JSON."""
+        """Ready for JSON, accuracies with 95 % intervals; `stages` only where there are ensembles.
+
+        `{"epsilon", "clean", "robust": {attack: …, "worst": …}, "stages": {attack: {part: …}},
+        "cost": {attack: {"forwards", "backwards"}}}`.
+        """
         robust = {name: correct for name, correct in self.correct.items() if name != "clean"}
+        stages = {
+            name: {part: accuracy(correct) for part, correct in parts.items()} for name, parts in self.stages.items()
+        }
         return {
             "epsilon": self.epsilon,
             "clean": accuracy(self.correct["clean"]),
             "robust": {name: accuracy(correct) for name, correct in {**robust, "worst": self.worst}.items()},
+            **({"stages": stages} if stages else {}),
+            "cost": {
+                name: {"forwards": cost.forwards, "backwards": cost.backwards} for name, cost in self.costs.items()
+            },
         }
 
 
@@ -66,38 +87,150 @@ def evaluate(
     threat: Threat,
     batch_size: int = 500,
     seed: int = 0,
+    *,
+    cumulative: bool = False,
+    state: str | Path | None = None,
 ) -> Evaluation:
     """Attack `model` (any module from [0, 1] images to logits [n,k]) with every attack and keep the books per sample.
 
     `x`: uint8, or float in [0, 1]; `y`: any integer type. Both may lie on another device than the model: a batch at a
     time is converted and moved. The model is in eval mode meanwhile. Whether a sample is correct is decided in fp32
     on the very images that are returned, after checking that they lie in [0, 1] and in the threat's ball.
-    An attack's randomness depends only on `seed`, its name and the batch; the caller's generators are left alone.
+
+    Every attack runs on all samples that are classified correctly clean, so that each has its own robust accuracy;
+    with `cumulative` only on those that survived the attacks before it, which is cheaper and gives the same worst
+    case. The parts of an ensemble such as autoattack always do.
+
+    An attack's randomness depends only on `seed`, its name and the batch; the caller's generators are left alone, and
+    a model that answers at random is judged under a seed, too. With a folder `state`, a killed evaluation that is
+    repeated goes on after its last batch and ends with the same result; delete the folder when you have stored that.
 
     TrlError for images, labels or logits that make no sense, and for an attack that breaks the rules, by its name.
     """
     _check(x, y, attacks, batch_size)
-    device = device_of(model)
-    correct = {name: torch.zeros(len(x), dtype=torch.bool) for name in ("clean", *attacks)}
-    adversarials = torch.empty(x.shape, dtype=torch.float32)
-    running: dict[str, str] = {}
-    with evaluating(model), Progress("evaluate", len(x) * len(attacks), "adversarials") as progress:
-        for index, batch in enumerate(batches(len(x), batch_size)):
-            natural, labels = as_input(x[batch], device), y[batch].to(device, torch.int64)
-            clean = _is_correct(model, natural, labels, "natural images")
-            correct["clean"][batch] = clean.cpu()
-            kept, fooled = natural, torch.zeros_like(clean)
-            for name, attack in attacks.items():
-                adversarial = _run(name, attack, model, natural, labels, threat, derive_seed(seed, name, index))
-                right = _is_correct(model, adversarial, labels, f"results of attack {name!r}")
-                replaced = ~fooled & (clean | ~right)
-                kept = torch.where(replaced.view(-1, *[1] * (x.ndim - 1)), adversarial, kept)
-                fooled |= ~right
-                correct[name][batch] = (clean & right).cpu()
-                running[name] = f"{name} {correct[name][: batch.stop].float().mean():.1%}"
-                progress.update(len(labels), robust=", ".join(running.values()))
-            adversarials[batch] = kept.cpu()
-    return Evaluation(float(threat.epsilon), correct, adversarials)
+    folder = None
+    if state is not None:
+        folder = Path(state) / fingerprint(model, x, y, attacks, threat, batch_size, seed, cumulative)
+    parts = {name: _parts(name, attack) for name, attack in attacks.items()}
+    total = len(x) * (1 + sum(map(len, parts.values())))
+    with evaluating(model), Progress("evaluate", total, "images") as progress:
+        run = _Run(model, x, y, threat, batch_size, seed, State(folder, x.shape), progress)
+        correct = {"clean": run.clean()}
+        stages: dict[str, dict[str, Tensor]] = {name: {} for name in parts}
+        for name, members in parts.items():
+            unfooled = torch.stack(list(correct.values())).all(0)
+            left = unfooled if cumulative else correct["clean"]
+            for part, attack in members.items():
+                left = run.part(part, attack, left, unfooled)
+                stages[name][part.removeprefix(f"{name}/")] = left
+            correct[name] = left
+    stages = {name: stages[name] for name in parts if [*parts[name]] != [name]}
+    adversarials = run.state.adversarials.clone()
+    cpu = torch.device("cpu")
+    distances = [threat.distance(adversarials[b], as_input(x[b], cpu)) for b in batches(len(x), batch_size)]
+    return Evaluation(float(threat.epsilon), correct, stages, adversarials, torch.cat(distances), run.state.costs)
+
+
+def _parts(name: str, attack: Attack) -> dict[str, Attack]:
+    """The attacks to run one after the other: an ensemble's parts as `name/part`, any other attack itself."""
+    if isinstance(attack, Ensemble):
+        return {f"{name}/{part}": member for part, member in attack.parts.items()}
+    return {name: attack}
+
+
+@dataclass
+class _Run:
+    """One evaluation under way: units of work (a batch under one attack) in a fixed order, skipped if done before."""
+
+    model: nn.Module
+    x: Tensor
+    y: Tensor
+    threat: Threat
+    batch_size: int
+    seed: int
+    state: State
+    progress: Progress
+    unit: int = 0
+    figures: dict[str, Any] = field(default_factory=dict)
+
+    def clean(self) -> Tensor:
+        """bool [n]: classified correctly as they are. They are their own adversarials, for now."""
+        correct = self.state.flags.setdefault("clean", torch.zeros(len(self.x), dtype=torch.bool))
+        for rows in batches(len(self.x), self.batch_size):
+            with self._once(rows.stop - rows.start) as due:
+                if due:
+                    natural, labels = self._batch(rows)
+                    correct[rows] = self._judge(natural, labels, "natural images").cpu()
+                    self.state.adversarials[rows] = natural.cpu()
+                self.figures = {"clean": f"{correct[: rows.stop].float().mean():.2%}"}
+        return correct
+
+    def part(self, name: str, attack: Attack, left: Tensor, unfooled: Tensor) -> Tensor:
+        """bool [n]: those of the samples `left` that survive `attack`, too.
+
+        Its results become the adversarials of the samples that are `unfooled` by the attacks before.
+        """
+        survive = self.state.flags.setdefault(name, left.clone())
+        cost = self.state.costs.setdefault(name, Cost())
+        samples = left.nonzero().squeeze(1)
+
+        def figures() -> dict[str, Any]:
+            return {"attack": name, "robust": f"{survive.float().mean():.2%}", "forwards": cost.forwards}
+
+        def beat() -> None:
+            self.progress.update(0, **figures())
+
+        self.progress.update(len(left) - len(samples), **figures())
+        for index, batch in enumerate(batches(len(samples), self.batch_size)):
+            rows = samples[batch]
+            with self._once(len(rows)) as due:
+                if due:
+                    natural, labels = self._batch(rows)
+                    with counting(self.model, cost, beat):
+                        x_adv = self._attack(name, attack, natural, labels, derive_seed(self.seed, name, index))
+                    survive[rows] = self._judge(x_adv, labels, f"results of attack {name!r}").cpu()
+                    kept = unfooled[rows]
+                    self.state.adversarials[rows[kept]] = x_adv.cpu()[kept]
+                self.figures = figures()
+        return survive
+
+    @contextmanager
+    def _once(self, images: int) -> Iterator[bool]:
+        """A unit of work: is it still to be done? Afterwards it is, durably."""
+        due = self.unit >= self.state.done
+        yield due
+        self.unit += 1
+        if due:
+            self.state.done = self.unit
+            self.state.save()
+        self.progress.update(images, **self.figures)
+
+    def _batch(self, rows: slice | Tensor) -> tuple[Tensor, Tensor]:
+        device = device_of(self.model)
+        on = (lambda t: rows) if isinstance(rows, slice) else (lambda t: rows.to(t.device))
+        return as_input(self.x[on(self.x)], device), self.y[on(self.y)].to(device, torch.int64)
+
+    def _judge(self, x: Tensor, y: Tensor, what: str) -> Tensor:
+        with _seeded(x.device, derive_seed(self.seed, "decision")):
+            return _is_correct(self.model, x, y, what)
+
+    def _attack(self, name: str, attack: Attack, x: Tensor, y: Tensor, seed: int) -> Tensor:
+        """The attack's result as float32 beside x, checked; its randomness comes from `seed` alone."""
+        with _seeded(x.device, seed), torch.enable_grad():
+            result = attack(self.model, x.clone(), y.clone())  # copies: an attack may work in place
+        self.model.eval()  # an attack of others may leave it in training mode
+        return _checked(name, result, x, self.threat)
+
+
+@contextmanager
+def _seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """Random numbers that depend on `seed` alone; the caller's generators are as before afterwards."""
+    generators = range(torch.cuda.device_count()) if device.type == "cuda" else ()
+    with torch.random.fork_rng(generators):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed a GPU not in use, for good
+        if generators:
+            torch.cuda.manual_seed_all(seed)
+        yield
 
 
 def epsilon_curve(
@@ -157,15 +290,8 @@ def _is_correct(model: nn.Module, x: Tensor, y: Tensor, what: str) -> Tensor:
     return logits.argmax(1) == y
 
 
-def _run(name: str, attack: Attack, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, seed: int) -> Tensor:
-    """The attack's result as float32 beside x, checked; its randomness comes from `seed` alone."""
-    generators = range(torch.cuda.device_count()) if x.is_cuda else ()
-    with torch.random.fork_rng(generators), torch.enable_grad():
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed a GPU not in use, for good
-        if x.is_cuda:
-            torch.cuda.manual_seed_all(seed)
-        result = attack(model, x.clone(), y.clone())  # copies: an attack may work in place
-    model.eval()  # an attack of others may leave it in training mode
+def _checked(name: str, result: object, x: Tensor, threat: Threat) -> Tensor:
+    """What an attack returned for images x, as float32 beside them; TrlError if it breaks the rules."""
     if not isinstance(result, Tensor) or result.shape != x.shape or not result.is_floating_point():
         given = f"{tuple(result.shape)} {result.dtype}" if isinstance(result, Tensor) else type(result).__name__
         raise TrlError(f"attack {name!r} returned {given}: it must return floating images {tuple(x.shape)}")

@@ -1,4 +1,5 @@
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -7,6 +8,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.trl.evaluation.tiny import Net, Threshold, gradient_sign, images, noise, shift
+from trl.attacks import pgd
+from trl.attacks.ensemble import Ensemble
 from trl.errors import TrlError
 from trl.evaluation import epsilon_curve, evaluate
 from trl.threat import L2, Linf
@@ -24,8 +27,9 @@ def test_books_by_hand() -> None:
     assert found.correct["up"].tolist() == [True, False, True, False]
     assert found.correct["down"].tolist() == [True, True, False, False]
     assert found.worst.tolist() == [True, False, False, False]
-    # the last attack's where none fools, else the first that does
-    torch.testing.assert_close(found.adversarials, pixels(0.0, 0.55, 0.45, 1.0))
+    # the last attack's where none fools, else the first that does; a mistake without any attack is left alone
+    torch.testing.assert_close(found.adversarials, pixels(0.0, 0.55, 0.45, 0.9))
+    torch.testing.assert_close(found.distances, torch.tensor([0.1, 0.1, 0.1, 0.0]))
 
 
 def test_a_misclassified_image_that_an_attack_mends_is_not_robust() -> None:
@@ -63,11 +67,77 @@ def test_a_log_shows_the_running_accuracies(
     x, y = pixels(0.1, 0.45, 0.55, 0.9), torch.tensor([0, 0, 1, 0])
     evaluate(Threshold(), x, y, {"up": shift(0.1), "n": shift(-0.1)}, Linf(0.1), batch_size=2)
     assert capsys.readouterr().out.splitlines() == [
-        "evaluate: 2/8 adversarials  robust up 50.0%",
-        "evaluate: 4/8 adversarials  robust up 50.0%, n 100.0%",
-        "evaluate: 6/8 adversarials  robust up 50.0%, n 100.0%",
-        "evaluate: 8/8 adversarials  robust up 50.0%, n 50.0%",
+        "evaluate: 2/12 images  clean 100.00%",
+        "evaluate: 4/12 images  clean 75.00%",
+        "evaluate: 5/12 images  attack up  robust 75.00%  forwards 0",
+        "evaluate: 7/12 images  attack up  robust 50.00%  forwards 0",
+        "evaluate: 8/12 images  attack up  robust 50.00%  forwards 0",
+        "evaluate: 9/12 images  attack n  robust 75.00%  forwards 0",
+        "evaluate: 11/12 images  attack n  robust 75.00%  forwards 0",
+        "evaluate: 12/12 images  attack n  robust 50.00%  forwards 0",
     ]
+
+
+def counted(sizes: list[int], attack):
+    """`attack`, noting how many images it was given."""
+
+    def count(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        sizes.append(len(x))
+        return attack(model, x, y)
+
+    return count
+
+
+def test_attacks_get_what_is_left_and_an_ensemble_drops_what_it_fooled() -> None:
+    x, y = pixels(0.1, 0.45, 0.55, 0.9, 0.35), torch.tensor([0, 0, 1, 0, 0])
+    sizes: dict[str, list[int]] = {"up": [], "down": [], "part": [], "last": []}
+    attacks = {
+        "up": counted(sizes["up"], shift(0.1)),
+        "both": Ensemble({"down": counted(sizes["down"], shift(-0.1)), "up": counted(sizes["part"], shift(0.2))}),
+        "last": counted(sizes["last"], shift(-0.1)),
+    }
+    found = evaluate(Threshold(), x, y, attacks, Linf(0.2), batch_size=3)
+    assert sizes == {"up": [3, 1], "down": [3, 1], "part": [3], "last": [3, 1]}
+    assert list(found.stages) == ["both"]
+    assert found.stages["both"]["down"].tolist() == [True, True, False, False, True]
+    assert found.stages["both"]["up"].tolist() == [True, False, False, False, False]
+    assert torch.equal(found.correct["both"], found.stages["both"]["up"])
+    assert list(found.costs) == ["up", "both/down", "both/up", "last"]
+    assert found.summary()["stages"]["both"]["down"]["accuracy"] == 0.6
+    for size in sizes.values():
+        size.clear()
+    less = evaluate(Threshold(), x, y, attacks, Linf(0.2), batch_size=3, cumulative=True)
+    assert sizes == {"up": [3, 1], "down": [3], "part": [2], "last": [1]}
+    assert torch.equal(less.worst, found.worst)
+    assert less.correct["both"].tolist() == [True, False, False, False, False]
+    torch.testing.assert_close(less.adversarials, found.adversarials)
+
+
+def test_costs_count_images_through_the_model() -> None:
+    x, y = images()
+    n = int((Net().eval()(x / 255).argmax(1) == y).sum())
+    attacks = {
+        "pgd": partial(pgd, threat=Linf(0.1), steps=5),
+        "shift": shift(0.1),
+        "two": Ensemble({"sign": gradient_sign(0.1)}),
+    }
+    found = evaluate(Net(), x, y, attacks, Linf(0.1), batch_size=7)
+    counts = {name: (cost.forwards, cost.backwards) for name, cost in found.costs.items()}
+    assert counts == {"pgd": (5 * n, 5 * n), "shift": (0, 0), "two/sign": (n, n)}
+    assert found.summary()["cost"]["pgd"] == {"forwards": 5 * n, "backwards": 5 * n}
+    assert all(cost.seconds >= 0 for cost in found.costs.values())
+
+
+def test_a_model_that_answers_at_random_is_judged_the_same_twice() -> None:
+    class Noisy(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            logits = super().forward(x)
+            return logits + torch.randn_like(logits)
+
+    x, y = images()
+    first, second = (evaluate(Noisy(), x, y, {"sign": gradient_sign(0.1)}, Linf(0.1)) for _ in range(2))
+    assert torch.equal(first.correct["clean"], second.correct["clean"])
+    assert torch.equal(first.worst, second.worst)
 
 
 def test_epsilon_zero_is_clean_accuracy_and_a_large_one_is_not() -> None:
@@ -247,14 +317,14 @@ def test_a_broken_model_is_refused(logits, message: str) -> None:
             return logits(x)
 
     with pytest.raises(TrlError, match=message):
-        evaluate(Broken(), pixels(0.2, 0.8), torch.tensor([0, 1]), {"up": shift(0.1)}, Linf(0.1))
+        evaluate(Broken(), pixels(0.2, 0.8), torch.tensor([0, 0]), {"up": shift(0.1)}, Linf(0.1))
 
 
 def test_summary_is_the_attack_json() -> None:
     x = pixels(*[0.1] * 7, 0.45, 0.9, 0.9)
     found = evaluate(Threshold(), x, torch.zeros(10, dtype=torch.int64), {"up": shift(0.1)}, Linf(0.1))
     summary = json.loads(json.dumps(found.summary()))
-    assert list(summary) == ["epsilon", "clean", "robust"]
+    assert list(summary) == ["epsilon", "clean", "robust", "cost"]
     assert summary["epsilon"] == 0.1
     assert list(summary["robust"]) == ["up", "worst"]
     # Wilson's interval of 8 in 10, from his formula with z = 1.959964

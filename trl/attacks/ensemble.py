@@ -1,0 +1,47 @@
+"""Several attacks as one: each runs on the samples that the former ones did not fool."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from trl.attacks.criterion import MISCLASSIFIED, Criterion
+from trl.attacks.inner import check_input, frozen, judge
+from trl.attacks.losses import cw_margin
+from trl.errors import TrlError
+
+
+class Ensemble:
+    """`parts` in order, as one attack (model, x, y) → x_adv; x_adv is the first success, else the last part's result.
+
+    `evaluate` runs the parts one after the other over all samples, so that it can stop and go on between them.
+    """
+
+    def __init__(
+        self,
+        parts: Mapping[str, Callable[[nn.Module, Tensor, Tensor], Tensor]],
+        criterion: Criterion = MISCLASSIFIED,
+    ) -> None:
+        if not parts:
+            raise TrlError("an ensemble needs at least one attack")
+        self.parts, self.criterion = dict(parts), criterion
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """Adversarial images, shaped like x."""
+        x, y, classes = check_input(x, y)
+        best, left = x.clone(), torch.arange(len(x), device=x.device)
+        for attack in self.parts.values():
+            if len(left) == 0:
+                break
+            best[left] = attack(model, x[left], y[left])
+            with frozen(model):
+                fooled, _ = judge(
+                    self.criterion.view(model),
+                    best[left],
+                    y[left],
+                    self.criterion,
+                    self.criterion.loss(cw_margin),
+                    classes,
+                )
+            left = left[~fooled]
+        return best

@@ -1,0 +1,39 @@
+"""What an attack costs: how often it runs the model."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+
+@dataclass
+class Cost:
+    """Images passed `forwards` and `backwards` through the model, and wall time in seconds."""
+
+    forwards: int = 0
+    backwards: int = 0
+    seconds: float = 0.0
+
+
+@contextmanager
+def counting(model: nn.Module, cost: Cost, beat: Callable[[], None]) -> Iterator[None]:
+    """Add what happens inside to `cost`; `beat` is called at every forward, so that a progress bar stays alive."""
+
+    def passed(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        cost.forwards += len(inputs[0])
+        beat()
+        if isinstance(output, Tensor) and output.requires_grad:
+            output.register_hook(returned)  # type: ignore[no-untyped-call]
+
+    def returned(gradient: Tensor) -> None:
+        cost.backwards += len(gradient)
+
+    handle, start = model.register_forward_hook(passed), time.perf_counter()
+    try:
+        yield
+    finally:
+        handle.remove()
+        cost.seconds += time.perf_counter() - start
