@@ -14,7 +14,7 @@ def detect(stage: Stage) -> None:
     from trl.attacks import build_attack
     from trl.data import load_splits
     from trl.detectors import build_detector
-    from trl.evaluation import embed, evaluate
+    from trl.evaluation import embed, perturb
     from trl.evaluation.detection import detection_auc, roc_points
     from trl.evaluation.representation import knn_accuracy, shift_ratios, tsne
     from trl.files import write_csv, write_json
@@ -39,8 +39,8 @@ def detect(stage: Stage) -> None:
     roc: list[dict[str, Any]] = []
     for position, (name, spec) in enumerate(config.attacks.items()):
         attack = build_attack(spec.name, threat, **spec.options)
-        result = evaluate(model, images, labels, {name: attack}, threat, batch_size=config.batch_size, seed=stage.seed)
-        features, logits = embed(model, result.adversarials, config.batch_size)
+        adversarials = perturb(model, images, labels, attack, threat, config.batch_size, derive_seed(stage.seed, name))
+        features, logits = embed(model, adversarials, config.batch_size)
         succeeded = logits.argmax(1) != labels
         scores = detector.score(features)
         subsets = {"all": torch.ones_like(succeeded), "successful": succeeded, "failed": ~succeeded}

@@ -108,13 +108,11 @@ def evaluate(
     TrlError for images, labels or logits that make no sense, and for an attack that breaks the rules, by its name.
     """
     _check(x, y, attacks, batch_size)
-    folder = None
-    if state is not None:
-        folder = Path(state) / fingerprint(model, x, y, attacks, threat, batch_size, seed, cumulative)
+    books = _books(state, model, x, y, attacks, threat, batch_size, seed, cumulative)
     parts = {name: _parts(name, attack) for name, attack in attacks.items()}
     total = len(x) * (1 + sum(map(len, parts.values())))
     with evaluating(model), Progress("evaluate", total, "images") as progress:
-        run = _Run(model, x, y, threat, batch_size, seed, State(folder, x.shape), progress)
+        run = _Run(model, x, y, threat, batch_size, seed, books, progress)
         correct = {"clean": run.clean()}
         stages: dict[str, dict[str, Tensor]] = {name: {} for name in parts}
         for name, members in parts.items():
@@ -129,6 +127,34 @@ def evaluate(
     cpu = torch.device("cpu")
     distances = [threat.distance(adversarials[b], as_input(x[b], cpu)) for b in batches(len(x), batch_size)]
     return Evaluation(float(threat.epsilon), correct, stages, adversarials, torch.cat(distances), run.state.costs)
+
+
+def perturb(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    attack: Attack,
+    threat: Threat,
+    batch_size: int = 500,
+    seed: int = 0,
+    *,
+    state: str | Path | None = None,
+) -> Tensor:
+    """What `attack` makes of every image, those that are misclassified without it included: float32 like x, on the CPU.
+
+    For the scores of a detector, which has to tell all attacked images from natural ones. Arguments, checks, seeds and
+    errors are those of `evaluate`.
+    """
+    _check(x, y, {}, batch_size)
+    books = _books(state, model, x, y, {"perturb": attack}, threat, batch_size, seed)
+    everything = torch.ones(len(x), dtype=torch.bool)
+    with evaluating(model), Progress("perturb", len(x), "images") as progress:
+        _Run(model, x, y, threat, batch_size, seed, books, progress).part("perturb", attack, everything, everything)
+    return books.adversarials.clone()
+
+
+def _books(state: str | Path | None, model: nn.Module, x: Tensor, *settings: Any) -> State:
+    return State(None if state is None else Path(state) / fingerprint(model, x, *settings), x.shape)
 
 
 def _parts(name: str, attack: Attack) -> dict[str, Attack]:
