@@ -1,25 +1,18 @@
-"""Detectors of adversarial images from their embeddings, one file each: fit on natural training data, then score."""
+"""Detectors of adversarial images, one file each: fit on natural training data, then score."""
 
-from typing import Any, Protocol, Self
+from typing import Any
 
-from torch import Tensor
-
+from trl.detectors.base import Detector
 from trl.registry import Registry
+
+__all__ = ["DETECTORS", "Detector", "build_detector"]
 
 DETECTORS = Registry("detector", {"gaussian": "trl.detectors.gaussian:GaussianDetector"})
 
 
-class Detector(Protocol):
-    """What every detector can do; it never sees an adversarial image before it scores one."""
-
-    def fit(self, features: Tensor, labels: Tensor) -> Self:
-        """Learn from natural training embeddings [n,d] and their labels [n]."""
-
-    def score(self, features: Tensor) -> Tensor:
-        """Scores [n] of embeddings [n,d]: higher = more adversarial."""
-
-
 def build_detector(name: str, **options: Any) -> Detector:
     """The detector called `name`; TrlError for an unknown name or for options that it does not have."""
-    detector: Detector = DETECTORS.build(name, **options)
+    checked = DETECTORS.check(name, options)
+    detector: Detector = DETECTORS.get(name)(**checked)
+    detector.config = {"name": name, "options": checked}
     return detector

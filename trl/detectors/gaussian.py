@@ -1,6 +1,6 @@
 """The I-defender of Zheng & Hong (NeurIPS 2018) with one Gaussian per class, as the TLA paper scores detection."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -9,14 +9,14 @@ from sklearn.covariance import empirical_covariance, ledoit_wolf, shrunk_covaria
 from torch import Tensor
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
 
+from trl.detectors.base import Detector
 from trl.errors import TrlError
 from trl.number import Real
 
 FLOOR = 1e-6  # of the mean variance, added to every variance: constant features (dead ReLUs) keep a density
-BATCH = 4096
 
 
-class GaussianDetector:
+class GaussianDetector(Detector):
     """Score = -max over classes k of log N(h; μ_k, Σ_k) for natural embeddings h: high where no class is likely.
 
     `covariance`: "full" per class, "tied" (one for all classes, pooled around the class means) or "diagonal" per class.
@@ -24,24 +24,21 @@ class GaussianDetector:
     which suits classes with fewer samples than dimensions. Full covariances take classes · d² · 8 bytes.
     """
 
+    means: Tensor
+    scales: Tensor
+
     def __init__(
         self,
         *,
         covariance: Literal["full", "tied", "diagonal"] = "full",
         shrinkage: Annotated[Real, Field(ge=0, le=1)] | None = None,
     ) -> None:
+        super().__init__()
         self.covariance, self.shrinkage = covariance, shrinkage
-        self.densities: list[Distribution] = []
 
-    def fit(self, features: Tensor, labels: Tensor) -> Self:
-        """Fit to natural training embeddings [n,d] with labels [n]; a class without samples gets no Gaussian.
-
-        TrlError for embeddings that are not finite or do not vary, and for a class with one sample (unless tied).
-        """
-        _check(features)
-        if labels.shape != features.shape[:1] or len(features) == 0:
-            raise TrlError(f"{tuple(features.shape)} embeddings with {tuple(labels.shape)} labels: give one label each")
-        groups = {k: features[labels == k].double() for k in sorted(set(labels.tolist()))}
+    def _learn(self, features: Tensor, labels: Tensor) -> None:
+        """A class without samples gets no Gaussian. TrlError for features that do not vary or, unless tied, one row."""
+        groups = {k: features[labels == k] for k in sorted(set(labels.tolist()))}
         for k, group in groups.items():
             if len(group) < 2 and self.covariance != "tied":
                 raise TrlError(f"class {k} has one sample: give at least two, or take covariance: tied")
@@ -49,30 +46,17 @@ class GaussianDetector:
         centred = [group - mean for group, mean in zip(groups.values(), means, strict=True)]
         if self.covariance == "tied":
             centred = [torch.cat(centred)]
-        scales = [self._scale(rows) for rows in centred]
-        if self.covariance == "tied":
-            scales *= len(means)
-        self.densities = [
-            Independent(Normal(mean, scale), 1)
-            if self.covariance == "diagonal"
-            else MultivariateNormal(mean, scale_tril=scale)
-            for mean, scale in zip(means, scales, strict=True)
-        ]
-        return self
+        scales = [self._scale(rows) for rows in centred]  # one for all if tied
+        self._keep(means=torch.stack(means), scales=torch.stack(scales))
 
-    def score(self, features: Tensor) -> Tensor:
-        """Scores float64 [n] of embeddings [n,d], where the detector was fitted; differentiable in the embeddings."""
-        if not self.densities:
-            raise TrlError("the detector is not fitted: call fit(features, labels) with natural training embeddings")
-        _check(features)
-        mean = self.densities[0].mean
-        if features.shape[1] != len(mean):
-            raise TrlError(f"embeddings have {features.shape[1]} dimensions, the detector was fitted to {len(mean)}")
-        scores = [
-            -torch.stack([density.log_prob(batch) for density in self.densities]).amax(0)
-            for batch in features.to(mean.device, torch.float64).split(BATCH)  # type: ignore[no-untyped-call]
-        ]
-        return torch.cat(scores)
+    def _score(self, features: Tensor) -> Tensor:
+        density: Distribution
+        if self.covariance == "diagonal":
+            density = Independent(Normal(self.means, self.scales), 1)
+        else:
+            density = MultivariateNormal(self.means, scale_tril=self.scales, validate_args=False)
+        log_density: Tensor = density.log_prob(features[:, None])  # type: ignore[no-untyped-call]
+        return -log_density.amax(1)
 
     def _scale(self, centred: Tensor) -> Tensor:
         """Standard deviations [d] or lower Cholesky factor [d,d] of the shrunk covariance of centred rows [n,d]."""
@@ -89,10 +73,3 @@ class GaussianDetector:
         if self.covariance == "diagonal":
             return covariance.diagonal().sqrt()
         return torch.linalg.cholesky(covariance)
-
-
-def _check(features: Tensor) -> None:
-    if features.ndim != 2 or not features.is_floating_point():
-        raise TrlError(f"embeddings are {tuple(features.shape)} {features.dtype}: give floats [n,d]")
-    if not features.isfinite().all():
-        raise TrlError("an embedding is NaN or infinite: the model that made it is broken")

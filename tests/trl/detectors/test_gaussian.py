@@ -8,7 +8,8 @@ from sklearn.covariance import LedoitWolf, ShrunkCovariance
 from torch import Tensor
 
 from trl.detectors import DETECTORS, build_detector
-from trl.detectors.gaussian import BATCH, FLOOR, GaussianDetector
+from trl.detectors.base import BATCH
+from trl.detectors.gaussian import FLOOR, GaussianDetector
 from trl.errors import TrlError
 
 COVARIANCES = ["full", "tied", "diagonal"]

@@ -1,0 +1,74 @@
+"""What every detector of adversarial images is: fitted to natural training data alone, then a score per image."""
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from trl.errors import TrlError
+
+Reads = Literal["features", "logits", "layers"]
+BATCH = 4096  # rows scored at a time
+
+
+class Detector(nn.Module, ABC):
+    """Scores images by what a classifier makes of them: higher = more adversarial.
+
+    `reads` says what: the embedding, the logits, or the pooled outputs of several layers; `observe` computes it.
+    What `fit` learns are float64 buffers, so that a detector moves between devices and is stored like a model.
+    `config` says how `build_detector` made it. The score is differentiable in what it reads: it can be attacked.
+    """
+
+    reads: ClassVar[Reads] = "features"
+    width: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config: dict[str, Any] = {}
+
+    def fit(self, features: Tensor, labels: Tensor) -> Self:
+        """Learn from what natural training images give, [n,d], and their labels [n] (any integers).
+
+        TrlError for values that are not finite, for labels that do not belong to them, and for nothing at all.
+        """
+        self._check(features)
+        if labels.shape != features.shape[:1] or len(features) == 0:
+            raise TrlError(f"{tuple(features.shape)} embeddings with {tuple(labels.shape)} labels: give one label each")
+        self._learn(features.detach().double(), labels)
+        self._keep(width=torch.tensor(features.shape[1], device=features.device))
+        return self
+
+    def score(self, features: Tensor) -> Tensor:
+        """Scores float64 [n] of [n,d], on the detector's device. TrlError if it is not fitted, or to another d."""
+        if not hasattr(self, "width"):
+            raise TrlError("the detector is not fitted: call fit(features, labels) with natural training embeddings")
+        self._check(features)
+        if features.shape[1] != self.width:
+            raise TrlError(
+                f"embeddings have {features.shape[1]} dimensions, the detector was fitted to {int(self.width)}"
+            )
+        rows = features.to(self.width.device, torch.float64).split(BATCH)  # type: ignore[no-untyped-call]
+        return torch.cat([self._score(batch) for batch in rows])
+
+    forward = score
+
+    @abstractmethod
+    def _learn(self, features: Tensor, labels: Tensor) -> None:
+        """`fit` on checked float64 features [n,d], n ≥ 1."""
+
+    @abstractmethod
+    def _score(self, features: Tensor) -> Tensor:
+        """`score` of float64 features [n,d], at most BATCH of them."""
+
+    def _keep(self, **learnt: Tensor) -> None:
+        """Remember tensors: they move, are stored and are loaded with the detector."""
+        for name, tensor in learnt.items():
+            self.register_buffer(name, tensor)
+
+    @staticmethod
+    def _check(features: Tensor) -> None:
+        if features.ndim != 2 or not features.is_floating_point():
+            raise TrlError(f"embeddings are {tuple(features.shape)} {features.dtype}: give floats [n,d]")
+        if not features.isfinite().all():
+            raise TrlError("an embedding is NaN or infinite: the model that made it is broken")
