@@ -1,0 +1,115 @@
+import pytest
+import torch
+from torch import Tensor
+
+from trl.attacks import Misclassified, Targeted, fgsm, pgd
+from trl.attacks.criterion import Scored, Undetected
+from trl.attacks.losses import cross_entropy
+from trl.detectors import Detector, build_detector
+from trl.detectors.observe import observe
+from trl.models import Classifier, build_model
+from trl.threat import L2, Linf
+
+
+class Distance(Detector):
+    """How far an embedding is from the origin."""
+
+    def _learn(self, features: Tensor, labels: Tensor) -> None:
+        pass
+
+    def _score(self, features: Tensor) -> Tensor:
+        return features.norm(dim=1)
+
+
+def setting(n: int = 40) -> tuple[Classifier, Tensor, Tensor]:
+    torch.manual_seed(0)
+    model = build_model("mlp", 3, (1, 4, 4), width=16, depth=1).eval()
+    with torch.no_grad():
+        model.head.weight.mul_(5)
+    x = torch.rand(n, 1, 4, 4)
+    return model, x, model(x).argmax(1)
+
+
+def test_targeted_attacks_reach_the_target() -> None:
+    model, x, y = setting()
+    target = (y + 1) % 3
+    for attack in (lambda c, y: pgd(model, x, y, Linf(0.5), c, restarts=2), lambda c, y: fgsm(model, x, y, L2(0.5), c)):
+        reached = (model(attack(Targeted(), target)).argmax(1) == target).float().mean()
+        untargeted = (model(attack(Misclassified(), y)).argmax(1) == target).float().mean()
+        assert reached > untargeted
+    assert (model(pgd(model, x, target, Linf(1.0), Targeted(), restarts=2)).argmax(1) == target).all()
+
+
+@pytest.mark.parametrize("loss", ["ce", "cw"])
+def test_a_target_is_kept_once_reached(loss: str) -> None:
+    model, x, y = setting()
+    x_adv = pgd(model, x, (y + 2) % 3, Linf(1.0), Targeted(), loss=loss, restarts=3, steps=10)
+    assert (model(x_adv).argmax(1) == (y + 2) % 3).all()
+
+
+def scored() -> tuple[Classifier, Tensor, Tensor, Detector, float]:
+    model, x, y = setting(200)
+    with torch.no_grad():
+        _, h = observe(model, x, "features")
+    detector = Distance().fit(h, y)
+    return model, x, y, detector, float(detector.score(h).quantile(0.5))
+
+
+def test_both_is_both() -> None:
+    model, x, y, detector, threshold = scored()
+    criterion = Misclassified() & Undetected(detector, threshold, 0.1)
+    outputs = criterion.view(model)(x)
+    assert outputs.shape == (200, 4)
+    torch.testing.assert_close(outputs[:, :3].float(), model(x))
+    torch.testing.assert_close(outputs[:, 3], detector.score(model.features(x)))
+    noise = torch.randn_like(outputs) * 3
+    wrong = (outputs + noise)[:, :3].argmax(1) != y
+    low = (outputs + noise)[:, 3] <= threshold
+    assert 0 < (wrong & low).sum() < wrong.sum() < 200
+    assert torch.equal(criterion.met(outputs + noise, y), wrong & low)
+    slack = criterion.loss(cross_entropy)(outputs + noise, y)
+    assert torch.equal(slack > 0, wrong & low)
+
+
+def test_three_parts_keep_their_columns() -> None:
+    model, x, y, detector, _ = scored()
+    always, never = Undetected(detector, 1e9), Undetected(detector, -1e9)
+    for parts, expected in (((always, never), False), ((never, always), False), ((always, always), True)):
+        for criterion in ((Targeted() & parts[0]) & parts[1], Targeted() & (parts[0] & parts[1])):
+            outputs = criterion.view(model)(x)
+            assert outputs.shape == (200, 5)
+            assert criterion.met(outputs, y).all() == expected
+
+
+def test_an_attack_on_both_fools_both_where_one_on_the_class_does_not() -> None:
+    model, x, y, detector, threshold = scored()
+    both = Misclassified() & Undetected(detector, threshold, 0.1)
+
+    def successes(x_adv: Tensor) -> int:
+        with torch.no_grad():
+            return int(both.met(both.view(model)(x_adv), y).sum())
+
+    plain = successes(pgd(model, x, y, Linf(0.3), steps=40))
+    assert successes(pgd(model, x, y, Linf(0.3), both, steps=40)) > plain + 20
+
+
+def test_layers_and_logits() -> None:
+    model, x, _ = setting()
+    logits, seen = observe(model, x, "logits")
+    assert seen is logits
+    torch.manual_seed(0)
+    cnn = build_model("strided_cnn", 10, (1, 8, 8)).eval()
+    images = torch.rand(5, 1, 8, 8)
+    logits, seen = observe(cnn, images, "layers")
+    torch.testing.assert_close(logits, cnn(images))
+    assert seen.shape == (5, 16 + 32 + 100)
+    torch.testing.assert_close(seen[:, -100:], cnn.features(images))
+    torch.testing.assert_close(seen[:, :16], cnn.body[:2](images).mean((2, 3)))
+    assert not cnn.head._forward_pre_hooks
+
+
+def test_a_scored_model_is_no_part_of_the_model() -> None:
+    model, _, _ = setting()
+    keys = list(model.state_dict())
+    Scored(model, (build_detector("gaussian"),))
+    assert list(model.state_dict()) == keys
