@@ -15,7 +15,7 @@ def detect(stage: Stage) -> None:
     from trl.data import load_splits
     from trl.detectors import build_detector
     from trl.evaluation import embed, perturb
-    from trl.evaluation.detection import detection_auc, roc_points
+    from trl.evaluation.detection import by_subset, detection_figures, roc_points
     from trl.evaluation.representation import knn_accuracy, shift_ratios, tsne
     from trl.files import write_csv, write_json
     from trl.models import load_model
@@ -44,10 +44,11 @@ def detect(stage: Stage) -> None:
         succeeded = logits.argmax(1) != labels
         scores = detector.score(features)
         subsets = {"all": torch.ones_like(succeeded), "successful": succeeded, "failed": ~succeeded}
-        figures = detection_auc(natural_scores, scores, succeeded)
+        figures = by_subset(detection_figures, natural_scores, scores, succeeded)
         for subset, chosen in subsets.items():
-            auc[subset][name] = figures[subset]
-            if figures[subset] is not None:
+            found = figures[subset]
+            auc[subset][name] = found["auc"].value if found else None
+            if found:
                 points = roc_points(natural_scores, scores[chosen])
                 roc += [{"attack": name, "subset": subset, "fpr": fpr, "tpr": tpr} for fpr, tpr in points]
         if position == 0:  # the analyses of the embeddings are made under the first attack

@@ -3,9 +3,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from trl.errors import TrlError
-from trl.evaluation.detection import detection_auc, roc_points
+from trl.evaluation.detection import by_subset, calibrate, detection_figures, roc_points
+
+
+def detection_auc(natural: torch.Tensor, adversarial: torch.Tensor, succeeded: torch.Tensor) -> dict:
+    """The area under the curve, by subset."""
+
+    def area(natural: torch.Tensor, chosen: torch.Tensor) -> float:
+        return detection_figures(natural, chosen, resamples=1)["auc"].value
+
+    return by_subset(area, natural, adversarial, succeeded)
+
 
 scores = arrays("float64", st.integers(1, 30), elements=st.integers(-5, 5).map(float)).map(torch.from_numpy)
 
@@ -80,3 +91,60 @@ def test_scores_that_cannot_be_compared() -> None:
     ):
         with pytest.raises(TrlError, match=message):
             detection_auc(natural, adversarial, succeeded)
+
+
+@settings(max_examples=60, deadline=None)
+@given(natural=scores, adversarial=scores)
+def test_figures_are_scikit_learns_and_their_definitions(natural: torch.Tensor, adversarial: torch.Tensor) -> None:
+    found = {name: figure.value for name, figure in detection_figures(natural, adversarial, resamples=1).items()}
+    truth, values = [0] * len(natural) + [1] * len(adversarial), torch.cat([natural, adversarial])
+    thresholds = [*values, float("inf")]
+    rates = [((natural >= t).double().mean(), (adversarial >= t).double().mean()) for t in thresholds]
+    assert found == pytest.approx(
+        {
+            "auc": roc_auc_score(truth, values),
+            "aupr": average_precision_score(truth, values),
+            "fpr95": float(min(alarms for alarms, hits in rates if hits >= 0.95)),
+            "tpr01": float(max(hits for alarms, hits in rates if alarms <= 0.01)),
+            "tpr05": float(max(hits for alarms, hits in rates if alarms <= 0.05)),
+        }
+    )
+
+
+def test_intervals_cover_the_truth() -> None:
+    """Of 40 samples from two normal distributions a unit apart, the 95 % interval misses few."""
+    covered = 0
+    for seed in range(40):
+        generator = torch.Generator().manual_seed(seed)
+        natural, adversarial = torch.randn(2, 150, generator=generator)
+        auc = detection_figures(natural, adversarial + 1, resamples=100)["auc"]
+        assert 0 <= auc.low < auc.value < auc.high <= 1
+        covered += auc.low < 0.7602 < auc.high
+    assert 34 <= covered <= 40
+
+
+def test_intervals_depend_on_the_seed_alone() -> None:
+    natural, adversarial = torch.randn(2, 50)
+    first, same, other = (detection_figures(natural, adversarial, 20, seed) for seed in (1, 1, 2))
+    assert first == same
+    assert first != other
+
+
+@settings(max_examples=40, deadline=None)
+@given(n=st.integers(20, 300), rate=st.sampled_from([0.05, 0.1, 0.5]), seed=st.integers(0, 100))
+def test_threshold_raises_no_more_false_alarms(n: int, rate: float, seed: int) -> None:
+    natural = torch.randn(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    threshold = calibrate(natural, rate)
+    assert (natural > threshold).sum() <= rate * n
+    lower = natural[natural < threshold].max()  # the next smaller one would raise too many
+    assert (natural > lower).sum() > rate * n - 1
+
+
+def test_what_cannot_be_calibrated() -> None:
+    for natural, rate, message in (
+        (torch.randn(50), 0.01, "take 100 or more"),
+        (torch.randn(50), 1.0, "between 0 and 1"),
+        (torch.tensor([0.0, torch.nan]), 0.5, "finite"),
+    ):
+        with pytest.raises(TrlError, match=message):
+            calibrate(natural, rate)
