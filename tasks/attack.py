@@ -46,6 +46,8 @@ def attack_model(stage: Stage) -> None:
     write_json(paths.metrics / "attack.json", result.summary())
     shutil.rmtree(state)
     say(_line(stage, result.summary()))
+    for sign in result.signs:
+        say(f"warning: {stage.method}-{stage.seed}: {sign.name}: {sign.message}")
     record_model(stage)
 
 

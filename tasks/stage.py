@@ -1,14 +1,18 @@
 """What every stage's command shares: its arguments, its device, and errors as one line."""
 
 import argparse
-import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
 
 from tasks.paths import ModelPaths, RecipePaths
 from trl.config import Params, Recipe, load_params
+from trl.device import choose_device
 from trl.errors import TrlError
+
+__all__ = ["Stage", "choose_device", "run_stage"]
 
 
 @dataclass(frozen=True)
@@ -36,14 +40,26 @@ class Stage:
         return self.paths.model(self.method, self.seed)
 
 
-def run_stage(work: Callable[[Stage], None], *, per_model: bool, arguments: list[str] | None = None) -> int:
-    """Parse the command line, read params.yaml and do `work`; the exit status. An error a user can mend is one line."""
+def run_stage(
+    work: Callable[..., None],
+    *,
+    per_model: bool,
+    arguments: list[str] | None = None,
+    paths: Mapping[str, str] = MappingProxyType({}),
+) -> int:
+    """Parse the command line, read params.yaml and do `work`; the exit status. An error a user can mend is one line.
+
+    `paths`: further required arguments and what they say in --help; `work` gets them by name, after the stage.
+    """
     parser = argparse.ArgumentParser(description=sys.modules[work.__module__].__doc__)
     parser.add_argument("--recipe", help="a recipe of params.yaml (default: its `recipe`)")
     if per_model:
         parser.add_argument("--method", required=True, help="a method of that recipe, such as tla")
         parser.add_argument("--seed", type=int, default=0, help="the model's seed (default 0)")
+    for path, text in paths.items():
+        parser.add_argument(f"--{path}", type=Path, required=True, help=text)
     given = vars(parser.parse_args(arguments))
+    named = {path: given.pop(path) for path in paths}
     try:
         params = load_params()
         name = given.pop("recipe") or params.recipe
@@ -53,7 +69,7 @@ def run_stage(work: Callable[[Stage], None], *, per_model: bool, arguments: list
         if method is not None and method not in params.recipes[name].methods:
             known = ", ".join(params.recipes[name].methods)
             raise TrlError(f"unknown method {method!r}; recipes.{name}.methods has {known}")
-        work(Stage(params, name, **given))
+        work(Stage(params, name, **given), **named)
     except TrlError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -61,15 +77,3 @@ def run_stage(work: Callable[[Stage], None], *, per_model: bool, arguments: list
         print("interrupted: repeat the command to go on", file=sys.stderr)
         return 130
     return 0
-
-
-def choose_device() -> str:
-    """`TRL_DEVICE` (cpu, cuda, cuda:1, …), or the GPU if there is one; TrlError if it does not exist."""
-    import torch
-
-    name = os.environ.get("TRL_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise TrlError(f"TRL_DEVICE={name} cannot be used: {str(error).splitlines()[0]}") from None
-    return name

@@ -291,7 +291,13 @@ def _train_metrics(path: Path) -> list[Any]:
 def _attack_metrics(path: Path) -> list[Any]:
     figures = json.loads(path.read_text())
     robust = {f"robust/{name}": value["accuracy"] for name, value in figures["robust"].items()}
-    return _metrics({"clean/accuracy": figures["clean"]["accuracy"], **robust})
+    stages = {
+        f"robust/{name}/{part}": value["accuracy"]
+        for name, parts in figures.get("stages", {}).items()
+        for part, value in parts.items()
+    }
+    warnings = {"robust/warnings": len(figures["warnings"])}
+    return _metrics({"clean/accuracy": figures["clean"]["accuracy"], **robust, **stages, **warnings})
 
 
 def _detect_metrics(path: Path) -> list[Any]:

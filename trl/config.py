@@ -79,7 +79,7 @@ Attacks = Annotated[dict[str, AttackSpec], _named("attack"), Field(min_length=1)
 class Threat(Section):
     """What the attacker may do: perturbations of at most `epsilon` in `norm`, for images in [0, 1]."""
 
-    norm: Literal["linf", "l2"] = "linf"
+    norm: Literal["linf", "l2", "l1"] = "linf"
     epsilon: NonNegative
 
 

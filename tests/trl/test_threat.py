@@ -9,8 +9,9 @@ from scipy import stats
 from torch import Tensor
 
 from trl.errors import TrlError
-from trl.threat import L2, THREATS, Linf, Threat, build_threat
+from trl.threat import L1, L2, THREATS, Linf, Threat, build_threat
 
+ORDER = {"linf": math.inf, "l2": 2, "l1": 1}
 DUAL_NORM = {"linf": 1, "l2": 2}  # the steepest unit step gains the gradient's dual norm
 
 threats = st.builds(build_threat, st.sampled_from(sorted(THREATS)), st.floats(0, 3))
@@ -30,8 +31,7 @@ def assert_inside(x_adv: Tensor, x: Tensor, threat: Threat) -> None:
     assert x_adv.dtype == x.dtype
     assert x_adv.min() >= 0
     assert x_adv.max() <= 1
-    order = math.inf if threat.name == "linf" else 2
-    assert (x_adv - x).double().flatten(1).norm(order, dim=1).max() <= threat.epsilon + 1e-6
+    assert (x_adv.double() - x.double()).flatten(1).norm(ORDER[threat.name], dim=1).max() <= threat.epsilon + 1e-6
 
 
 @given(threats, shapes, dtypes, seeds, st.floats(0, 10))
@@ -54,7 +54,7 @@ def test_projection_keeps_what_is_inside(threat: Threat, shape: tuple[int, ...],
     torch.manual_seed(seed)
     x = images(shape, dtype, seed)
     noise = torch.rand_like(x) * 2 - 1
-    noise *= 0.9 * threat.epsilon / (1 if threat.name == "linf" else math.sqrt(x[0].numel()))
+    noise *= 0.9 * threat.epsilon / x[0].numel() ** (1 / ORDER[threat.name])
     inside = (x + noise).clamp(0, 1)
     projected = threat.project(inside, x)
     torch.testing.assert_close(projected, inside, atol=1e-6 if threat.epsilon < 1e-4 else 0, rtol=0)
@@ -66,6 +66,37 @@ def test_projection_moves_outside_points_to_the_boundary() -> None:
     far = x + torch.tensor([[3.0, -0.1, 0.0, 4.0]])
     torch.testing.assert_close(Linf(0.2).project(far, x) - x, torch.tensor([[0.2, -0.1, 0.0, 0.2]]))
     torch.testing.assert_close(L2(0.2).project(far, x) - x, (far - x) * (0.2 / (far - x).norm()))
+    torch.testing.assert_close(L1(0.6).project(far, x) - x, torch.tensor([[0.1, 0.0, 0.0, 0.5]]))  # at most to 1
+
+
+def nearest_in_l1(x_adv: Tensor, x: Tensor, epsilon: float) -> Tensor:
+    """Sorts all shifts at which the dual's slope changes, and solves the linear piece that holds the solution."""
+    size = (x_adv - x).abs()
+    room = torch.where(x_adv > x, 1 - x, x)
+
+    def kept(shift: Tensor) -> Tensor:
+        return torch.minimum((size - shift).clamp(min=0), room)
+
+    shifts = torch.cat([size, (size - room).clamp(min=0), torch.zeros(1)]).sort().values
+    sums = torch.stack([kept(shift).sum() for shift in shifts])
+    if sums[0] <= epsilon:
+        return x_adv.clamp(0, 1)
+    i = int((sums > epsilon).sum()) - 1
+    shift = shifts[i] + (shifts[i + 1] - shifts[i]) * (sums[i] - epsilon) / (sums[i] - sums[i + 1])
+    return x + kept(shift) * (x_adv - x).sign()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("d", [2, 12, 300])
+def test_l1_projection_is_the_nearest_point(d: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(d)
+    x = images((60, d), torch.float64, d)
+    # from all values far outside to few, as after a sparse step
+    noise = torch.randn_like(x) * (torch.rand_like(x) < torch.rand(60, 1)) * 3 * torch.rand(60, 1)
+    for epsilon in (1e-3, 0.3, 0.05 * d):
+        expected = torch.stack([nearest_in_l1(a, b, epsilon) for a, b in zip(x + noise, x, strict=True)])
+        projected = L1(epsilon).project((x + noise).to(dtype), x.to(dtype))
+        torch.testing.assert_close(projected.double(), expected, rtol=0, atol=2e-6)
 
 
 def test_l2_stays_in_the_ball_when_every_value_rounds_up() -> None:
@@ -75,7 +106,16 @@ def test_l2_stays_in_the_ball_when_every_value_rounds_up() -> None:
             assert_inside(L2(epsilon).project(x + 0.3, x), x, L2(epsilon))
 
 
-@given(st.sampled_from(sorted(THREATS)), shapes, dtypes, seeds, st.floats(1e-3, 2), st.sampled_from([1e-35, 1.0, 1e30]))
+@pytest.mark.parametrize("epsilon", [0.5, 12.0, 255.0])
+def test_l1_stays_in_the_ball_when_every_value_rounds_up(epsilon: float) -> None:
+    for value in (0.01, 0.1, 0.5, 0.53, 0.6):
+        x = torch.full((1, 3, 224, 224), value)
+        projected = L1(epsilon).project(x + 0.3, x)
+        assert_inside(projected, x, L1(epsilon))
+        assert L1(epsilon).distance(projected.double(), x.double()) > epsilon - 0.01
+
+
+@given(st.sampled_from(["linf", "l2"]), shapes, dtypes, seeds, st.floats(1e-3, 2), st.sampled_from([1e-35, 1.0, 1e30]))
 @settings(max_examples=40, deadline=None)
 def test_ascend_is_the_best_unit_step(
     norm: str, shape: tuple[int, ...], dtype: torch.dtype, seed: int, step_size: float, scale: float
@@ -87,6 +127,34 @@ def test_ascend_is_the_best_unit_step(
     gain = (step * direction).flatten(1).sum(1)
     best = step_size * direction.flatten(1).norm(DUAL_NORM[norm], dim=1)  # Hölder's inequality, with equality
     torch.testing.assert_close(gain, best, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("d", "changed"), [(1, 1), (100, 1), (101, 2), (3072, 31)])
+def test_l1_ascend_moves_the_largest_percent_alike(d: int, changed: int) -> None:
+    torch.manual_seed(d)
+    x, gradient = torch.rand(5, d, 1), torch.randn(5, d, 1) * 1e-20
+    step = L1(1.0).ascend(x, gradient, 0.7) - x
+    largest = gradient.abs().topk(changed, dim=1).indices
+    expected = torch.zeros_like(x).scatter_(1, largest, 0.7 / changed) * gradient.sign()
+    torch.testing.assert_close(step, expected, rtol=0, atol=1e-6)
+
+
+def test_l1_ascend_passes_over_values_at_their_end() -> None:
+    x, gradient = torch.tensor([[1.0, 0.0, 0.9999999, 0.0, 0.5]]), torch.tensor([[9.0, -8.0, 7.0, 2.0, 1.0]])
+    assert L1(1.0).ascend(x, gradient, 0.1)[0].tolist() == pytest.approx([1.0, 0.0, 1.0, 0.1, 0.5])
+    values = torch.tensor([2])
+    assert L1(1.0).ascend(x, gradient, 0.1, values)[0].tolist() == pytest.approx([1.0, 0.0, 1.0, 0.05, 0.55])
+    assert torch.equal(L1(1.0).ascend(x[:, :3], gradient[:, :3], 0.1, values), x[:, :3])
+
+
+@pytest.mark.parametrize("norm", sorted(THREATS))
+def test_ascend_takes_a_step_size_per_sample(norm: str) -> None:
+    torch.manual_seed(0)
+    threat, x, gradient = build_threat(norm, 1.0), torch.rand(2, 1, 4, 4), torch.randn(2, 1, 4, 4)
+    steps = torch.tensor([0.1, 0.7])
+    moved = threat.ascend(x, gradient, steps.reshape(2, 1, 1, 1))
+    expected = torch.cat([threat.ascend(x[i : i + 1], gradient[i : i + 1], s) for i, s in enumerate(steps.tolist())])
+    torch.testing.assert_close(moved, expected)
 
 
 @pytest.mark.parametrize("norm", sorted(THREATS))
@@ -133,11 +201,25 @@ def test_l2_random_start_is_uniform_in_the_ball() -> None:
         assert stats.kstest(column, stats.uniform(-1, 2).cdf).pvalue > 1e-3
 
 
+def test_l1_random_start_is_uniform_in_the_ball() -> None:
+    torch.manual_seed(0)
+    x = torch.full((4000, 3), 0.5)
+    noise = L1(0.4).random_start(x) - x
+    volume = (noise.abs().sum(1) / 0.4) ** 3  # share of the ball within each radius
+    assert stats.kstest(volume.numpy(), stats.uniform().cdf).pvalue > 1e-3
+    # of three parts of a whole at random, each is above t with probability (1 - t)²
+    parts = (noise / noise.abs().sum(1, keepdim=True)).numpy()
+    for column in parts.T:
+        assert stats.kstest((1 - np.abs(column)) ** 2, stats.uniform().cdf).pvalue > 1e-3
+        assert abs((column > 0).mean() - 0.5) < 0.03
+
+
 def test_distance() -> None:
     x = torch.zeros(2, 1, 1, 2)
     x_adv = torch.tensor([[3.0, -4.0], [0.0, 1.0]]).reshape(2, 1, 1, 2)
     assert Linf(1.0).distance(x_adv, x).tolist() == [4.0, 1.0]
     assert L2(1.0).distance(x_adv, x).tolist() == [5.0, 1.0]
+    assert L1(1.0).distance(x_adv, x).tolist() == [7.0, 1.0]
 
 
 @pytest.mark.parametrize("norm", sorted(THREATS))
@@ -151,6 +233,7 @@ def test_build_threat() -> None:
     assert build_threat("linf", 8 / 255) == Linf(8 / 255)
     assert build_threat("l2", 0.5) == L2(0.5)
     assert Linf(0.5) != L2(0.5)
-    assert (Linf(0.5).name, L2(0.5).name) == ("linf", "l2")
-    with pytest.raises(TrlError, match="unknown norm 'l1'; known: linf, l2"):
-        build_threat("l1", 0.5)
+    assert build_threat("l1", 12.0) == L1(12.0)
+    assert (Linf(0.5).name, L2(0.5).name, L1(0.5).name) == ("linf", "l2", "l1")
+    with pytest.raises(TrlError, match="unknown norm 'l0'; known: linf, l2, l1"):
+        build_threat("l0", 0.5)

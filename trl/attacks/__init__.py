@@ -14,10 +14,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from trl.attacks.apgd import apgd, apgd_t
+from trl.attacks.autoattack import autoattack, build_autoattack
 from trl.attacks.criterion import MISCLASSIFIED, Criterion, Misclassified, Targeted
+from trl.attacks.cw_l2 import cw_l2
+from trl.attacks.deepfool import deepfool
+from trl.attacks.eot import EoT
+from trl.attacks.fab import fab, fab_t
 from trl.attacks.fgsm import fgsm
 from trl.attacks.mim import mim
 from trl.attacks.pgd import bim, cw, pgd  # here and now, so that `pgd` is the function, whoever imports its module
+from trl.attacks.square import square
 from trl.registry import Registry
 from trl.threat import Threat
 
@@ -26,17 +33,27 @@ Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
 ATTACKS = Registry(
     "attack",
     {
+        "apgd": "trl.attacks.apgd:apgd",
+        "apgd_t": "trl.attacks.apgd:apgd_t",
+        "autoattack": "trl.attacks.autoattack:autoattack",
         "fgsm": "trl.attacks.fgsm:fgsm",
         "bim": "trl.attacks.pgd:bim",
         "pgd": "trl.attacks.pgd:pgd",
         "cw": "trl.attacks.pgd:cw",
+        "cw_l2": "trl.attacks.cw_l2:cw_l2",
         "mim": "trl.attacks.mim:mim",
+        "square": "trl.attacks.square:square",
+        "fab": "trl.attacks.fab:fab",
+        "fab_t": "trl.attacks.fab:fab_t",
+        "deepfool": "trl.attacks.deepfool:deepfool",
     },
 )
 
 
 def build_attack(name: str, threat: Threat, criterion: Criterion = MISCLASSIFIED, **options: Any) -> Attack:
     """The attack `name` as a function (model, x, y) → x_adv; TrlError for an unknown name or unfit options."""
+    if name == "autoattack":  # in parts, so that an evaluation can stop and go on between them
+        return build_autoattack(threat, criterion, **ATTACKS.check(name, options))
     return partial(ATTACKS.get(name), threat=threat, criterion=criterion, **ATTACKS.check(name, options))
 
 
@@ -51,13 +68,22 @@ __all__ = [
     "ATTACKS",
     "Attack",
     "Criterion",
+    "EoT",
     "Misclassified",
     "Targeted",
+    "apgd",
+    "apgd_t",
+    "autoattack",
     "bim",
     "build_attack",
     "build_attack_at",
     "cw",
+    "cw_l2",
+    "deepfool",
+    "fab",
+    "fab_t",
     "fgsm",
     "mim",
     "pgd",
+    "square",
 ]

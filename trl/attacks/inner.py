@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from trl.attacks.criterion import Criterion
+from trl.attacks.eot import EoT
+from trl.attacks.fast import fast, fast_network
 from trl.attacks.losses import Loss
 from trl.errors import TrlError
 from trl.modes import evaluating
@@ -65,7 +67,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
     Eval mode keeps batch norm's running statistics as they are (TLA's released code attacks in this mode, too).
     """
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    with evaluating(model), torch.inference_mode(False), torch.no_grad():
+    with evaluating(model), torch.inference_mode(False), torch.no_grad(), fast_network(model):
         try:
             for parameter in trainable:
                 parameter.requires_grad_(False)
@@ -76,7 +78,15 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 
 def logits_of(model: nn.Module, x: Tensor, classes: int) -> Tensor:
-    """The model's logits [n,k] in at least float32; TrlError if they are no logits for that many `classes`."""
+    """The model's logits [n,k] in at least float32; TrlError if they are no logits for that many `classes`.
+
+    Inside `frozen` they may be computed faster and differ by rounding from those that `judge` looks at.
+    """
+    with fast(x):
+        return _logits_of(model, x, classes)
+
+
+def _logits_of(model: nn.Module, x: Tensor, classes: int) -> Tensor:
     logits = model(x)
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
         given = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -98,7 +108,15 @@ class Ascent(NamedTuple):
 
 
 def ascent(model: nn.Module, x_adv: Tensor, y: Tensor, loss: Loss, classes: int) -> Ascent:
-    """The loss at `x_adv` and its gradient, shaped like it; NaN in the gradient, as of infinite logits, becomes 0."""
+    """The loss at `x_adv` and its gradient, shaped like it; NaN in the gradient, as of infinite logits, becomes 0.
+
+    Of an `EoT`, the means over its draws, of which one at a time is in memory.
+    """
+    if isinstance(model, EoT):
+        sums = ascent(model.model, x_adv, y, loss, classes)
+        for _ in range(model.samples - 1):
+            sums = Ascent(*map(torch.add, sums, ascent(model.model, x_adv, y, loss, classes)))
+        return Ascent(*(part / model.samples for part in sums))
     with torch.enable_grad():
         x_adv = x_adv.detach().requires_grad_()
         outputs = logits_of(model, x_adv, classes)
@@ -116,7 +134,7 @@ def judge(
 ) -> tuple[Tensor, Tensor]:
     """Per sample, is it a success (bool [n]), and its loss [n]; in full precision, also under autocast."""
     with torch.autocast(x_adv.device.type, enabled=False):
-        outputs = logits_of(model, x_adv, classes)
+        outputs = _logits_of(model, x_adv, classes)
         return criterion.met(outputs, y), loss(outputs, y)
 
 

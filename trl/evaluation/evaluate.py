@@ -10,12 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from trl.attacks.ensemble import Ensemble
+from trl.attacks.square import square
 from trl.errors import TrlError
 from trl.evaluation.cost import Cost, counting
 from trl.evaluation.inference import TOLERANCE, as_input, device_of, full_precision
 from trl.evaluation.intervals import accuracy
+from trl.evaluation.masking import Sign, check_budget, check_model, check_results
 from trl.evaluation.state import State, fingerprint
 from trl.modes import evaluating
+from trl.precision import search_precision
 from trl.progress import Progress, batches
 from trl.randomness import derive_seed
 from trl.threat import Threat
@@ -34,7 +37,7 @@ class Evaluation:
     `adversarials`: float32 [n,c,h,w], per sample the first attack's result that is misclassified, else the last
     attack's (for a naturally misclassified sample the image itself), so that the model's accuracy on them is the
     worst case. `distances`: float32 [n], how far they are from the images, in the threat's norm.
-    `costs`: by attack, or `attack/part` of an ensemble.
+    `costs`: by attack, or `attack/part` of an ensemble. `signs`: of gradient masking; look at them before you believe.
     """
 
     epsilon: float
@@ -43,6 +46,7 @@ class Evaluation:
     adversarials: Tensor
     distances: Tensor
     costs: dict[str, Cost]
+    signs: list[Sign]
 
     @property
     def worst(self) -> Tensor:
@@ -53,7 +57,7 @@ class Evaluation:
         """Ready for JSON, accuracies with 95 % intervals; `stages` only where there are ensembles.
 
         `{"epsilon", "clean", "robust": {attack: …, "worst": …}, "stages": {attack: {part: …}},
-        "cost": {attack: {"forwards", "backwards"}}}`.
+        "cost": {attack: {"forwards", "backwards"}}, "warnings": ["name: message", …]}`.
         """
         robust = {name: correct for name, correct in self.correct.items() if name != "clean"}
         stages = {
@@ -67,6 +71,7 @@ class Evaluation:
             "cost": {
                 name: {"forwards": cost.forwards, "backwards": cost.backwards} for name, cost in self.costs.items()
             },
+            "warnings": [f"{sign.name}: {sign.message}" for sign in self.signs],
         }
 
 
@@ -89,17 +94,21 @@ def evaluate(
     seed: int = 0,
     *,
     cumulative: bool = False,
+    checks: bool = True,
     state: str | Path | None = None,
 ) -> Evaluation:
     """Attack `model` (any module from [0, 1] images to logits [n,k]) with every attack and keep the books per sample.
 
     `x`: uint8, or float in [0, 1]; `y`: any integer type. Both may lie on another device than the model: a batch at a
-    time is converted and moved. The model is in eval mode meanwhile. Whether a sample is correct is decided in fp32
-    on the very images that are returned, after checking that they lie in [0, 1] and in the threat's ball.
+    time is converted and moved. The model is in eval mode meanwhile. Attacks search in bfloat16 where the device
+    multiplies it itself (`search_precision`); whether a sample is correct is decided in fp32, on the very images that
+    are returned, after checking that they lie in [0, 1] and in the threat's ball.
 
     Every attack runs on all samples that are classified correctly clean, so that each has its own robust accuracy;
     with `cumulative` only on those that survived the attacks before it, which is cheaper and gives the same worst
     case. The parts of an ensemble such as autoattack always do.
+
+    With `checks`, at most 128 images and the results are looked at for signs of gradient masking (`masking`).
 
     An attack's randomness depends only on `seed`, its name and the batch; the caller's generators are left alone, and
     a model that answers at random is judged under a seed, too. With a folder `state`, a killed evaluation that is
@@ -114,6 +123,7 @@ def evaluate(
     with evaluating(model), Progress("evaluate", total, "images") as progress:
         run = _Run(model, x, y, threat, batch_size, seed, books, progress)
         correct = {"clean": run.clean()}
+        signs = [*check_model(model, x, y), *check_budget(model, x, y, threat)] if checks and attacks else []
         stages: dict[str, dict[str, Tensor]] = {name: {} for name in parts}
         for name, members in parts.items():
             unfooled = torch.stack(list(correct.values())).all(0)
@@ -122,11 +132,19 @@ def evaluate(
                 left = run.part(part, attack, left, unfooled)
                 stages[name][part.removeprefix(f"{name}/")] = left
             correct[name] = left
+        worst = torch.stack(list(correct.values())).all(0)
+        if checks and attacks:
+            signs += run.recheck(worst)
     stages = {name: stages[name] for name in parts if [*parts[name]] != [name]}
+    if checks:
+        square_alone = [name for name, attack in attacks.items() if getattr(attack, "func", attack) is square]
+        signs += check_results(correct, gradient_free=["square", *square_alone], stages=stages)
     adversarials = run.state.adversarials.clone()
     cpu = torch.device("cpu")
     distances = [threat.distance(adversarials[b], as_input(x[b], cpu)) for b in batches(len(x), batch_size)]
-    return Evaluation(float(threat.epsilon), correct, stages, adversarials, torch.cat(distances), run.state.costs)
+    return Evaluation(
+        float(threat.epsilon), correct, stages, adversarials, torch.cat(distances), run.state.costs, signs
+    )
 
 
 def perturb(
@@ -220,6 +238,23 @@ class _Run:
                 self.figures = figures()
         return survive
 
+    def recheck(self, worst: Tensor) -> list[Sign]:
+        """Do the stored images, judged once more in batches of the data's order, give `worst`, bool [n]?"""
+        again = torch.zeros_like(worst)
+        for rows in batches(len(self.x), self.batch_size):
+            x_adv = self.state.adversarials[rows].to(device_of(self.model))
+            again[rows] = self._judge(x_adv, self._batch(rows)[1], "the stored images").cpu()
+        changed = int((again != worst).sum())
+        if not changed:
+            return []
+        return [
+            Sign(
+                "unsteady",
+                f"judged again in other batches, {changed} of {len(worst)} stored images got another verdict: "
+                "the model answers at random, or by the batch, or they lie within rounding of its decision boundary.",
+            )
+        ]
+
     @contextmanager
     def _once(self, images: int) -> Iterator[bool]:
         """A unit of work: is it still to be done? Afterwards it is, durably."""
@@ -242,7 +277,7 @@ class _Run:
 
     def _attack(self, name: str, attack: Attack, x: Tensor, y: Tensor, seed: int) -> Tensor:
         """The attack's result as float32 beside x, checked; its randomness comes from `seed` alone."""
-        with _seeded(x.device, seed), torch.enable_grad():
+        with _seeded(x.device, seed), torch.enable_grad(), search_precision(x.device):
             result = attack(self.model, x.clone(), y.clone())  # copies: an attack may work in place
         self.model.eval()  # an attack of others may leave it in training mode
         return _checked(name, result, x, self.threat)
@@ -282,7 +317,9 @@ def epsilon_curve(
         if epsilon > 0 and len(left):
             attacks = {f"epsilon {epsilon:.4g}": make_attack(epsilon)}
             survivors = x[left.to(x.device)], y[left.to(y.device)]
-            robust[left] = evaluate(model, *survivors, attacks, make_threat(epsilon), batch_size, seed).worst
+            robust[left] = evaluate(
+                model, *survivors, attacks, make_threat(epsilon), batch_size, seed, checks=False
+            ).worst
         found = accuracy(robust)
         points.append(CurvePoint(epsilon, found["accuracy"], found["low"], found["high"]))
     return points

@@ -43,11 +43,16 @@ class Training(BaseModel):
 
 
 class Attack(BaseModel):
-    """attack.json: accuracy on natural images, under each attack, and under all of them (`worst`)."""
+    """attack.json: accuracy on natural images, under each attack, and under all of them (`worst`).
+
+    `stages`: what is left after each part of an ensemble; `warnings`: signs of gradient masking.
+    """
 
     epsilon: float
     clean: Accuracy
     robust: dict[str, Accuracy]
+    stages: dict[str, dict[str, Accuracy]] = {}
+    warnings: list[str] = []
 
 
 class Representation(BaseModel):

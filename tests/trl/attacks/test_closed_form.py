@@ -10,7 +10,7 @@ from trl.attacks import build_attack
 from trl.threat import Threat, build_threat
 
 N, D = 5, 12
-DUAL_NORM = {"linf": 1, "l2": 2}
+DUAL_NORM = {"linf": 1, "l2": 2, "l1": float("inf")}
 
 # After a random start, each L2 step of size epsilon halves what is not along the gradient: 40 leave nothing of it.
 OPTIONS: dict[str, dict[str, object]] = {
@@ -20,9 +20,13 @@ OPTIONS: dict[str, dict[str, object]] = {
     "cw": {"steps": 40, "step_size": 0.1},
     "mim": {},
     "pgd with restarts": {"steps": 40, "step_size": 0.1, "restarts": 3},
+    "apgd": {},
+    "apgd with dlr": {"loss": "dlr", "restarts": 2},
+    "apgd with cw": {"loss": "cw"},
+    "apgd_t": {},
 }
 attacks = pytest.mark.parametrize("name", OPTIONS)
-norms = pytest.mark.parametrize("norm", ["linf", "l2"])
+norms = pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 
 
 def linear(weight: Tensor, bias: Tensor) -> nn.Module:
@@ -34,18 +38,18 @@ def linear(weight: Tensor, bias: Tensor) -> nn.Module:
 
 
 def two_classes() -> tuple[nn.Module, Callable[[Tensor], Tensor], Tensor]:
-    """The model, its margin z_0 - z_1 and the margin's gradient."""
+    """The model, its margin z_0 - z_1, which no perturbation here makes negative, and the margin's gradient."""
     generator = torch.Generator().manual_seed(1)
     weight = torch.randn(2, D, generator=generator, dtype=torch.float64)
-    model = linear(weight, torch.zeros(2))
+    model = linear(weight, torch.tensor([12.0, 0.0]))
     return model, lambda x: model(x) @ torch.tensor([1.0, -1.0], dtype=torch.float64), weight[0] - weight[1]
 
 
 def five_classes() -> tuple[nn.Module, Callable[[Tensor], Tensor], Tensor]:
-    """As above; classes 2 to 4 are so unlikely that only the runner-up, class 1, counts."""
+    """As above; classes 2 to 4 are so unlikely that only the runner-up, class 1, counts, in DLR's divisor, too."""
     generator = torch.Generator().manual_seed(2)
     weight = torch.randn(5, D, generator=generator, dtype=torch.float64)
-    model = linear(weight, torch.tensor([0.0, 0.0, -60.0, -70.0, -80.0]))
+    model = linear(weight, torch.tensor([12.0, 0.0, -6e9, -7e9, -8e9]))
     return model, lambda x: model(x)[:, 0] - model(x)[:, 1], weight[0] - weight[1]
 
 
@@ -84,6 +88,28 @@ def test_box_cuts_the_linf_optimum(
     best = (room * weight.abs()).sum(1)
     assert (best < 0.25 * weight.norm(1) - 1e-3).sum() > N / 2  # the box matters
     torch.testing.assert_close(margin(x) - margin(x_adv), best, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("name", ["bim", "mim", "apgd", "apgd_t"])  # PGD's random start takes long to be gathered
+@models
+def test_box_cuts_the_l1_optimum(
+    name: str, setting: Callable[[], tuple[nn.Module, Callable[[Tensor], Tensor], Tensor]]
+) -> None:
+    """The values with the largest weights are filled up to the end of the box, one after the other."""
+    model, margin, weight = setting()
+    x = torch.rand(N, D, generator=torch.Generator().manual_seed(4), dtype=torch.float64).mul(1.4).sub(0.2).clamp(0, 1)
+    options = {} if name.startswith("apgd") else {"step_size": 0.02}
+    torch.manual_seed(0)
+    attack = build_attack(name, build_threat("l1", 2.0), steps=150, **options)
+    x_adv = attack(model, x, torch.zeros(N, dtype=torch.long))
+    order = weight.abs().argsort(descending=True)
+    room = torch.where(weight > 0, x, 1 - x)[:, order]
+    filled = (2.0 - room.cumsum(1) + room).clamp(min=0).minimum(room)
+    best = (filled * weight[order].abs()).sum(1)
+    assert (best < 2.0 * weight.abs().max() - 0.1).all()  # the box matters
+    gained = margin(x) - margin(x_adv)
+    assert (gained <= best + 1e-9).all()
+    assert (gained > 0.98 * best).all()  # a step into the last value takes from those that are full
 
 
 @attacks

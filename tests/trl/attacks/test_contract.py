@@ -4,6 +4,7 @@ import copy
 import importlib
 import inspect
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -17,17 +18,22 @@ from trl.attacks import ATTACKS, build_attack, fgsm, pgd
 from trl.errors import TrlError
 from trl.threat import L2, Linf, Threat, build_threat
 
-names = pytest.mark.parametrize("name", ATTACKS.names())
-norms = pytest.mark.parametrize("norm", ["linf", "l2"])
+SINGLE = [name for name in ATTACKS.names() if name != "autoattack"]  # whose parts are these
+names = pytest.mark.parametrize("name", SINGLE)
+WITHOUT_GRADIENT = ("square",)
+IN_FULL_PRECISION = ("square", "cw_l2")
+norms = pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 
 
 def few(name: str, steps: int = 3) -> dict[str, Any]:
     """Options for a quick run of the attack, whichever it has."""
-    wanted = {"steps": steps, "restarts": 2}
+    wanted = {"steps": steps, "restarts": 2, "queries": 10 * steps, "targets": 2}
     return {key: wanted[key] for key in ATTACKS.options(name).model_fields if key in wanted}
 
 
 def attack(name: str, threat: Threat, **options: Any) -> trl.attacks.Attack:
+    if name == "cw_l2" and threat.name != "l2":
+        threat = L2(threat.epsilon / 11)  # inside the others' balls up to 121 values
     return build_attack(name, threat, **{**few(name), **options})
 
 
@@ -50,13 +56,13 @@ def assert_inside(x_adv: Tensor, x: Tensor, threat: Threat) -> None:
     assert not x_adv.requires_grad
     assert x_adv.min() >= 0
     assert x_adv.max() <= 1
-    order = float("inf") if threat.name == "linf" else 2
-    assert (x_adv - x).double().flatten(1).norm(order, dim=1).max() <= threat.epsilon + 1e-6
+    order = {"linf": float("inf"), "l2": 2, "l1": 1}[threat.name]
+    assert (x_adv.double() - x.double()).flatten(1).norm(order, dim=1).max() <= threat.epsilon + 1e-6
 
 
 @given(
-    name=st.sampled_from(ATTACKS.names()),
-    threat=st.builds(build_threat, st.sampled_from(["linf", "l2"]), st.floats(0, 2)),
+    name=st.sampled_from(SINGLE),
+    threat=st.builds(build_threat, st.sampled_from(["linf", "l2", "l1"]), st.floats(0, 2)),
     shape=st.sampled_from([(1, 8, 8), (3, 5, 7), (9,), (2, 3)]),
     n=st.sampled_from([1, 3, 257]),
     classes=st.sampled_from([2, 3, 10, 200]),
@@ -94,10 +100,12 @@ def test_stays_inside_and_leaves_its_input(
 def test_it_moves_and_raises_the_loss(name: str, norm: str) -> None:
     torch.manual_seed(0)
     model = network((1, 6, 6), 3).eval()
-    x, y = data(20)
+    x, _ = data(20)
+    y = model(x).argmax(1)  # an attack may leave an image alone that is misclassified already
     x_adv = attack(name, build_threat(norm, 0.3))(model, x, y)
     before, after = (nn.functional.cross_entropy(model(i), y, reduction="none") for i in (x, x_adv))
-    assert (after > before).float().mean() > 0.9
+    # FAB and DeepFool look beyond the ball, and project what they find
+    assert (after > before).float().mean() > (0.7 if name in ("deepfool", "fab", "fab_t") else 0.9)
 
 
 @names
@@ -203,18 +211,18 @@ def test_works_where_gradients_are_off(name: str, context: Callable[[], Any]) ->
 
 @names
 def test_autocast(name: str) -> None:
-    """Gradients follow the caller's autocast; images stay in their own precision."""
+    """Gradients, where there are any, follow the caller's autocast; images stay in their own precision."""
     seen: list[torch.dtype] = []
     model, (x, y) = network((1, 6, 6), 3).eval(), data(9)
     model[-1].register_forward_hook(lambda _, __, output: seen.append(output.dtype))
     with torch.autocast("cpu", torch.bfloat16):
         x_adv = attack(name, Linf(0.1))(model, x, y)
     assert_inside(x_adv, x, Linf(0.1))
-    assert seen[0] == torch.bfloat16
-    if "restarts" in few(name):
-        assert seen[-1] == torch.float32  # the decision
-    else:
+    assert torch.bfloat16 in seen or name in IN_FULL_PRECISION
+    if name in ("fgsm", "bim", "mim", "deepfool"):  # one result per sample, nothing to decide
         assert set(seen) == {torch.bfloat16}
+    else:
+        assert seen[-1] == torch.float32  # the decision
 
 
 @names
@@ -259,7 +267,8 @@ def test_model_without_gradient(name: str, norm: str) -> None:
     x, y = data(9)
     threat = build_threat(norm, 0.1)
     assert_inside(attack(name, threat)(Constant(linked=True), x, y), x, threat)
-    with pytest.warns(UserWarning, match="no gradient at its input"):
+    warning = pytest.warns(UserWarning, match="no gradient at its input")
+    with nullcontext() if name in WITHOUT_GRADIENT else warning:
         assert_inside(attack(name, threat)(Constant(linked=False), x, y), x, threat)
 
 

@@ -331,7 +331,7 @@ def test_summary_is_the_attack_json() -> None:
     x = pixels(*[0.1] * 7, 0.45, 0.9, 0.9)
     found = evaluate(Threshold(), x, torch.zeros(10, dtype=torch.int64), {"up": shift(0.1)}, Linf(0.1))
     summary = json.loads(json.dumps(found.summary()))
-    assert list(summary) == ["epsilon", "clean", "robust", "cost"]
+    assert list(summary) == ["epsilon", "clean", "robust", "cost", "warnings"]
     assert summary["epsilon"] == 0.1
     assert list(summary["robust"]) == ["up", "worst"]
     # Wilson's interval of 8 in 10, from his formula with z = 1.959964

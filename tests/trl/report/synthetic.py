@@ -53,6 +53,9 @@ def write_model(folder: Path, method: str, seed: int) -> None:
             "epsilon": EPSILON,
             "clean": interval(clean),
             "robust": {name: interval(a) for name, a in accuracies.items()} | {"worst": interval(robust * 0.97)},
+            "stages": {"autoattack": {"apgd_ce": interval(robust), "square": interval(robust * 0.98)}},
+            "cost": {"pgd": {"forwards": 2400, "backwards": 2400}},
+            "warnings": ["flat: tiny changes do not change the <logits>"] if method == "um" else [],
         },
     )
     write_curve(folder / "curve.csv", clean, robust)

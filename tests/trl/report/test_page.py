@@ -95,8 +95,8 @@ def test_every_figure_is_inside_the_page_and_described(case) -> None:
 def test_tables_say_what_their_headers_head(case) -> None:
     results, page = case
     assert {header["scope"] for header in page.of("th")} == {"col", "row"}
-    assert len(page.of("caption")) == len(page.of("table")) == 4
-    assert len([h for h in page.of("th") if h["scope"] == "row"]) == 3 * len(METHODS) + len(results.models)
+    assert len(page.of("caption")) == len(page.of("table")) == 5
+    assert len([h for h in page.of("th") if h["scope"] == "row"]) == 3 * len(METHODS) + 2 * len(results.models)
 
 
 def test_models_are_listed_with_what_they_took(case) -> None:
@@ -132,3 +132,13 @@ def test_names_are_text_and_never_markup(tmp_path: Path) -> None:
     assert "<i>recipe" in page.text("h1")
     assert name in page.text("th").splitlines()
     assert "</pre><em>" in page.text("pre")
+
+
+def test_warnings_and_the_parts_of_an_ensemble_are_shown(case) -> None:
+    results, page = case
+    text = page.text()
+    assert "Before you believe these numbers" in text
+    assert text.count("tiny changes do not change the <logits>") == len(results.seeds)
+    assert "autoattack, part by part" in text
+    for model in results.models:
+        assert f"{100 * model.attack.stages['autoattack']['square'].accuracy:.1f}" in text

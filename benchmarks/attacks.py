@@ -1,0 +1,335 @@
+"""Attacks beside those of torchattacks, foolbox, ART and pyautoattack: same model, images and machine, in one run.
+
+    python -m benchmarks.attacks [--quick] [--out FILE.json]
+
+1. Gradient evaluations per second of plain PGD. The contestants take turns, and a ratio is the median over the turns,
+   so that other work on the machine disturbs all alike.
+2. AutoAttack, standard: robust accuracy and wall time after each of its four attacks. With TRL_RAW_DATA, a folder that
+   holds mnist/ and models/fast_adversarial_mnist/, on a published robust network; otherwise on one that is trained on
+   scikit-learn's digits first, in less than a minute.
+
+A peer that is not installed is left out: `pip install -e .[benchmarks]` installs all.
+"""
+
+import argparse
+import copy
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from benchmarks.machine import describe
+from trl.attacks import build_attack, pgd
+from trl.data import load_dataset
+from trl.device import choose_device
+from trl.evaluation import evaluate
+from trl.models import build_model
+from trl.precision import has_fast_bf16, search_precision
+from trl.threat import Linf
+
+PEERS = ("torchattacks", "foolbox", "adversarial-robustness-toolbox", "pyautoattack")
+PARTS = {"apgd_ce": "apgd-ce", "apgd_t": "apgd-t", "fab_t": "fab-t", "square": "square"}  # ours: pyautoattack's
+EPSILON = 0.1  # of the images of noise that speed is measured on
+
+Network = tuple[str, tuple[int, int, int], int]  # name, shape of an image, batch size
+Run = Callable[[Tensor, Tensor], object]  # one attack on a batch
+Contestant = Callable[[nn.Module, tuple[int, int, int], int], Run]  # … of so many steps
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is measured."""
+
+    networks: tuple[Network, ...] = (
+        ("mnist_cnn", (1, 28, 28), 100),
+        ("strided_cnn", (1, 28, 28), 100),
+        ("resnet18", (3, 32, 32), 50),
+    )
+    steps: int = 10
+    turns: int = 7
+    images: int = 500  # for AutoAttack
+    batch: int = 250
+    epochs: int = 60
+
+
+QUICK = replace(Sizes(), steps=3, turns=3, images=50, epochs=20)
+
+
+def ours(model: nn.Module, shape: tuple[int, int, int], steps: int) -> Run:
+    return lambda x, y: pgd(model, x, y, Linf(EPSILON), steps=steps, step_size=0.02)
+
+
+def ours_bf16(model: nn.Module, shape: tuple[int, int, int], steps: int) -> Run:
+    def run(x: Tensor, y: Tensor) -> Tensor:
+        with search_precision(x.device):
+            return pgd(model, x, y, Linf(EPSILON), steps=steps, step_size=0.02)
+
+    return run
+
+
+def with_torchattacks(model: nn.Module, shape: tuple[int, int, int], steps: int) -> Run:
+    import torchattacks
+
+    attack: Run = torchattacks.PGD(model, eps=EPSILON, alpha=0.02, steps=steps)
+    return attack
+
+
+def with_foolbox(model: nn.Module, shape: tuple[int, int, int], steps: int) -> Run:
+    import foolbox
+
+    wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device=next(model.parameters()).device)
+    attack = foolbox.attacks.LinfPGD(abs_stepsize=0.02, steps=steps)
+    return lambda x, y: attack.run(wrapped, x, foolbox.criteria.Misclassification(y), epsilon=EPSILON)
+
+
+def with_art(model: nn.Module, shape: tuple[int, int, int], steps: int) -> Run:
+    from art.attacks.evasion import ProjectedGradientDescent
+    from art.estimators.classification import PyTorchClassifier
+
+    device = "gpu" if next(model.parameters()).is_cuda else "cpu"
+    classifier = PyTorchClassifier(
+        model, nn.CrossEntropyLoss(), input_shape=shape, nb_classes=10, clip_values=(0, 1), device_type=device
+    )
+    options = {"eps": EPSILON, "eps_step": 0.02, "max_iter": steps, "num_random_init": 1, "verbose": False}
+
+    def run(x: Tensor, y: Tensor) -> object:  # its interface are numpy arrays
+        attack = ProjectedGradientDescent(classifier, batch_size=len(x), **options)
+        return attack.generate(x.cpu().numpy(), y.cpu().numpy())
+
+    return run
+
+
+CONTESTANTS: dict[str, Contestant] = {
+    "trl": ours,
+    "trl bf16": ours_bf16,
+    "torchattacks": with_torchattacks,
+    "foolbox": with_foolbox,
+    "ART": with_art,
+}
+
+
+def gradient_speed(network: Network, sizes: Sizes, device: str, seed: int) -> dict[str, Any]:
+    """Gradient evaluations per second by contestant (None: not installed), and ours in relation to each peer."""
+    name, shape, batch = network
+    torch.manual_seed(seed)
+    model = build_model(name, 10, shape).eval().to(device)
+    x, y = torch.rand(batch, *shape, device=device), torch.randint(10, (batch,), device=device)
+    runs: dict[str, Run] = {}
+    for contestant, build in CONTESTANTS.items():
+        if contestant != "trl bf16" or has_fast_bf16(device):
+            try:
+                runs[contestant] = build(copy.deepcopy(model), shape, sizes.steps)
+            except ImportError:
+                say(f"{contestant}: not installed")
+    seconds: dict[str, list[float]] = {contestant: [] for contestant in runs}
+    for turn in range(sizes.turns + 1):  # the first one is no measurement: memory and kernels are being prepared
+        say(f"{name}: turn {turn} of {sizes.turns}")
+        for contestant, run in runs.items():
+            elapsed = timed(lambda run=run: run(x, y), device)  # type: ignore[misc]
+            if turn:
+                seconds[contestant].append(elapsed)
+    rates = {c: sizes.steps * batch / median(seconds[c]) if c in runs else None for c in CONTESTANTS}
+    mine = [contestant for contestant in runs if contestant.startswith("trl")]
+    ratios = {
+        f"{own} / {peer}": median(b / a for a, b in zip(seconds[own], seconds[peer], strict=True))
+        for own in mine
+        for peer in runs
+        if peer not in mine
+    }
+    return {"network": name, "batch": batch, "steps": sizes.steps, "gradients per second": rates, "ratios": ratios}
+
+
+def autoattack(model: nn.Module, x: Tensor, y: Tensor, epsilon: float, batch: int, seed: int) -> dict[str, Any]:
+    """Robust accuracy and seconds after each part: ours, pyautoattack's (None: not installed), and their relation."""
+    say(f"AutoAttack on {len(x)} images: ours")
+    threat = Linf(epsilon)
+    attacks = {"autoattack": build_attack("autoattack", threat)}
+    start = time.perf_counter()
+    with redirect_stdout(sys.stderr):
+        result = evaluate(model, x, y, attacks, threat, batch_size=batch, seed=seed, checks=False)
+    mine: dict[str, Any] = {
+        "clean": share(result.correct["clean"]),
+        "robust": {part: share(result.stages["autoattack"][part]) for part in PARTS},
+        "seconds": {part: result.costs[f"autoattack/{part}"].seconds for part in PARTS},
+        "total": time.perf_counter() - start,
+    }
+    say(f"AutoAttack on {len(x)} images: pyautoattack")
+    theirs = reference_autoattack(copy.deepcopy(model), x, y, epsilon, batch, seed)
+    ratios = {}
+    if theirs:
+        ratios = {part: theirs["seconds"][part] / max(mine["seconds"][part], 1e-9) for part in PARTS}
+        ratios["total"] = theirs["total"] / mine["total"]
+    return {"images": len(x), "epsilon": epsilon, "batch": batch, "trl": mine, "pyautoattack": theirs, "ratios": ratios}
+
+
+def reference_autoattack(
+    model: nn.Module, x: Tensor, y: Tensor, epsilon: float, batch: int, seed: int
+) -> dict[str, Any] | None:
+    try:
+        from pyautoattack import AutoAttack
+    except ImportError:
+        say("pyautoattack: not installed")
+        return None
+    logging.getLogger("auto-attack").setLevel(logging.ERROR)
+    reference = AutoAttack(model, eps=epsilon, norm="Linf", seed=seed, device=x.device)
+    start = time.perf_counter()
+    with torch.no_grad():
+        left = torch.cat([model(part).argmax(1) for part in x.split(batch)]) == y
+    figures: dict[str, Any] = {"clean": share(left), "robust": {}, "seconds": {}}
+    for part, name in PARTS.items():
+        say(f"  {name} on {int(left.sum())} images")
+        reference.attacks_to_run = [name]
+        before = time.perf_counter()
+        if left.any():
+            x_adv, _ = reference.run_standard_evaluation(x[left], y[left], batch_size=batch)
+            with torch.no_grad():
+                left[left.clone()] = torch.cat([model(part).argmax(1) for part in x_adv.split(batch)]) == y[left]
+        figures["seconds"][part] = time.perf_counter() - before
+        figures["robust"][part] = share(left)
+    return {**figures, "total": time.perf_counter() - start}
+
+
+def robust_network(sizes: Sizes, device: str, seed: int) -> tuple[str, nn.Module, Tensor, Tensor, float]:
+    """Its name, the network, test images, labels and epsilon."""
+    raw = os.environ.get("TRL_RAW_DATA")
+    weights = Path(raw or "") / "models/fast_adversarial_mnist/fgsm.pth"
+    if raw and weights.exists():
+        model, dataset = build_model("strided_cnn", 10, (1, 28, 28)), load_dataset("mnist", Path(raw))
+        published = torch.load(weights, map_location="cpu", weights_only=True)  # the same layers under other names
+        model.load_state_dict(dict(zip(model.state_dict(), published.values(), strict=True)))
+        name, epsilon = "fast_adversarial_mnist/fgsm.pth (Wong, Rice & Kolter 2020)", 0.3
+    else:
+        dataset, epsilon = load_dataset("digits"), 0.1
+        torch.manual_seed(seed)
+        model = build_model("strided_cnn", 10, dataset.train.shape)
+        train_robustly(model, dataset.train.images.float() / 255, dataset.train.labels, epsilon, sizes.epochs)
+        name = f"strided_cnn, {sizes.epochs} epochs of adversarial training on digits"
+    test = dataset.test
+    x, y = test.images[: sizes.images].float() / 255, test.labels[: sizes.images]
+    return name, model.eval().to(device), x.to(device), y.to(device), epsilon
+
+
+def train_robustly(model: nn.Module, x: Tensor, y: Tensor, epsilon: float, epochs: int) -> None:
+    optimizer = torch.optim.Adam(model.parameters(), 2e-3)
+    for epoch in range(epochs):
+        if epoch % 10 == 0:
+            say(f"training a robust network: epoch {epoch} of {epochs}")
+        for rows in torch.randperm(len(x)).split(100):
+            x_adv = pgd(model, x[rows], y[rows], Linf(epsilon * min(1, 2 * (epoch + 1) / epochs)), steps=5)
+            optimizer.zero_grad()
+            cross_entropy(model(x_adv), y[rows]).backward()
+            optimizer.step()
+
+
+def timed(run: Callable[[], object], device: str) -> float:
+    start = time.perf_counter()
+    run()
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def share(flags: Tensor) -> float:
+    return float(flags.float().mean())
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def report(found: dict[str, Any]) -> str:
+    """The figures as Markdown tables."""
+    machine = found["machine"]
+    lines = [
+        f"{machine['gpu'] or machine['cpu']}, {machine['threads']} threads, {machine['capability']}, PyTorch "
+        f"{found['versions']['torch']}, {found['date'][:10]}, seed {found['seed']}"
+    ]
+    if found["gradients"]:
+        lines += ["", "Gradient evaluations per second of PGD; in brackets, how many times faster ours is", ""]
+        lines += ["| | " + " | ".join(CONTESTANTS) + " |", "|---" * (len(CONTESTANTS) + 1) + "|"]
+    for row in found["gradients"]:
+        cells = []
+        for contestant, rate in row["gradients per second"].items():
+            times = [f"{row['ratios'][key]:.2f}×" for key in row["ratios"] if key.endswith(f"/ {contestant}")]
+            missing = "no fast bf16" if contestant.startswith("trl") else "not installed"
+            cells.append(missing if rate is None else f"{rate:.0f}" + (f" ({', '.join(times)})" if times else ""))
+        lines.append(f"| {row['network']}, batch {row['batch']} | " + " | ".join(cells) + " |")
+    if auto := found["autoattack"]:
+        mine, theirs = auto["trl"], auto["pyautoattack"]
+        lines += ["", f"AutoAttack, ℓ∞ {auto['epsilon']}, {auto['images']} images, {auto['model']}", ""]
+        lines += ["| after | robust, trl | robust, pyautoattack | seconds, trl | seconds, pyautoattack | ratio |"]
+        lines += ["|---|---|---|---|---|---|"]
+        for part in (*PARTS, "total"):
+            last = [*PARTS][-1] if part == "total" else part
+            seconds = [figures and figures["seconds"].get(part, figures["total"]) for figures in (mine, theirs)]
+            robust = [figures and figures["robust"][last] for figures in (mine, theirs)]
+            cells = [*("not installed" if share is None else f"{share:.1%}" for share in robust)]
+            cells += ["not installed" if value is None else f"{value:.1f}" for value in seconds]
+            cells += [f"{auto['ratios'][part]:.2f}×" if theirs else ""]
+            lines.append(f"| {part} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def plot(found: dict[str, Any], path: Path) -> None:
+    """All ratios as bars, beside the line at 1."""
+    from matplotlib.figure import Figure
+
+    bars = {
+        f"PGD, {row['network']}: {key}": value for row in found["gradients"] for key, value in row["ratios"].items()
+    }
+    if auto := found["autoattack"]:
+        bars |= {f"AutoAttack, {part}: trl / pyautoattack": value for part, value in auto["ratios"].items()}
+    figure = Figure(figsize=(8, 1 + 0.3 * len(bars)), layout="constrained")
+    axes = figure.subplots()
+    drawn = axes.barh([*bars], [*bars.values()], color="#4878a8")
+    axes.bar_label(drawn, fmt="%.2f×", padding=3)
+    axes.axvline(1, color="black", linewidth=1)
+    axes.set(xlabel="speed in relation to the peer", title=found["machine"]["gpu"] or found["machine"]["cpu"])
+    axes.margins(x=0.12)
+    axes.invert_yaxis()
+    figure.savefig(path, dpi=150)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.attacks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="a minute or two instead of half an hour; less exact")
+    parser.add_argument("--only", choices=("gradients", "autoattack"), help="one of the two measurements")
+    parser.add_argument(
+        "--images", type=int, help=f"how many AutoAttack takes (default {Sizes.images}, {QUICK.images})"
+    )
+    parser.add_argument("--device", help="cpu, cuda, …; as for the stages otherwise")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="JSON file; a plot of the ratios is put beside it")
+    options = parser.parse_args(arguments)
+    sizes = QUICK if options.quick else Sizes()
+    sizes = replace(sizes, images=options.images or sizes.images)
+    device = choose_device(options.device)
+    logging.getLogger("art").setLevel(logging.WARNING)
+    found: dict[str, Any] = {**describe(device, PEERS), "seed": options.seed, "gradients": [], "autoattack": None}
+    if options.only != "autoattack":
+        found["gradients"] = [gradient_speed(n, sizes, device, options.seed) for n in sizes.networks]
+    if options.only != "gradients":
+        name, model, x, y, epsilon = robust_network(sizes, device, options.seed)
+        measured = autoattack(model, x, y, epsilon, sizes.batch, options.seed)
+        found["autoattack"] = {"model": name, **measured}
+    print(report(found))
+    if options.out:
+        options.out.write_text(json.dumps(found, indent=2) + "\n")
+        plot(found, options.out.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()

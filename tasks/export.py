@@ -1,0 +1,37 @@
+"""Write one trained model, with a model card of its results, to a folder that can be handed on."""
+
+import hashlib
+import sys
+from pathlib import Path
+
+from tasks.stage import Stage, run_stage
+
+
+def export(stage: Stage, out: Path) -> None:
+    """Write the model's weights, its card and its RobustBench entry to `out`."""
+    from trl.data import load_splits
+    from trl.errors import TrlError
+    from trl.export import export_model
+    from trl.models import load_model
+    from trl.report import load_results
+    from trl.report.card import ModelFacts
+
+    folder = stage.model_paths.model
+    results = load_results(stage.paths.metrics, (stage.method,), (stage.seed,)).models[0]
+    model = load_model(folder)
+    weights = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    if weights != results.train.weights:
+        raise TrlError(f"{stage.model_paths.metrics}: measured on other weights than {folder} holds; run `dvc repro`")
+    facts = ModelFacts(
+        name=f"{stage.recipe_name}_{stage.method}_{stage.seed}",
+        recipe=stage.recipe_name,
+        parameters=stage.recipe.model_dump(mode="json"),
+        data=load_splits(stage.paths.data).sha256,
+        results=results,
+    )
+    export_model(model, out, facts)
+    print(f"{facts.name}: {out / 'README.md'}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_stage(export, per_model=True, paths={"out": "the folder to write"}))

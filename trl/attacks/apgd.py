@@ -1,0 +1,308 @@
+"""APGD, which chooses its own step sizes (Croce & Hein 2020, arXiv 2003.01690, algorithm 1), and its targeted form.
+
+In L1 it is APGD-L1 with adaptive sparsity (Croce & Hein 2021, arXiv 2103.01208, algorithm 1). Where the papers and
+the authors' code differ, this follows the code, which is what the published robust accuracies were measured with.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import pairwise, repeat
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from trl.attacks.criterion import MISCLASSIFIED, Criterion, Targeted
+from trl.attacks.inner import ascent, check_input, check_positive, frozen, judge, logits_of
+from trl.attacks.losses import LOSSES, Loss
+from trl.errors import TrlError
+from trl.number import Count
+from trl.threat import L1, Threat
+
+Objective = Callable[[Tensor], Loss]  # the loss to use, given the class [n] that each sample is led to
+
+
+def apgd(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    threat: Threat,
+    criterion: Criterion = MISCLASSIFIED,
+    *,
+    steps: Count = 100,
+    restarts: Count = 1,
+    loss: Literal["ce", "dlr", "cw"] = "ce",
+) -> Tensor:
+    """`steps` steps with momentum from a random point of the ball, of a size that is halved when progress stops.
+
+    `loss` is cross-entropy, DLR, or the margin of Carlini & Wagner; to reach a class, DLR is the weakest, since it is
+    flat where that class ranks third. A sample that meets the criterion (in full precision) is done: `x` itself if it
+    does, or else the iterate that does. Further restarts run on the other samples; what is left in the end is the
+    iterate with the highest loss. A restart costs `steps` gradients at most.
+    """
+    check_positive(steps=steps, restarts=restarts)
+    if loss not in LOSSES:
+        raise TrlError(f"unknown loss {loss!r}; known: {', '.join(LOSSES)}")
+    with frozen(model):
+        x, y, classes = check_input(x, y)
+        if len(x) == 0:
+            return x.clone()
+        runs = _Runs(model, x, y, threat, criterion, classes, steps)
+        for _ in range(restarts):
+            runs.run(lambda _: LOSSES[loss], y)
+        return runs.best
+
+
+def apgd_t(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    threat: Threat,
+    criterion: Criterion = MISCLASSIFIED,
+    *,
+    steps: Count = 100,
+    targets: Count = 9,
+) -> Tensor:
+    """APGD-T: `apgd` on the targeted DLR loss, towards each of the `targets` most likely other classes in turn.
+
+    Likely at `x`; there are at most as many as the model has other classes. Each run is on the samples on which no
+    earlier one succeeded. See `apgd` for the rest.
+    """
+    check_positive(steps=steps, targets=targets)
+    if isinstance(criterion, Targeted):
+        raise TrlError("apgd_t chooses its target classes itself; use apgd to reach a given class")
+    with frozen(model):
+        x, y, classes = check_input(x, y)
+        if len(x) == 0:
+            return x.clone()
+        runs = _Runs(model, x, y, threat, criterion, classes, steps)
+        others = logits_of(model, x, classes).scatter(1, y[:, None], -torch.inf)
+        for target in others.topk(min(targets, others.shape[1] - 1)).indices.unbind(1):
+            runs.run(lambda target: lambda logits, y: targeted_dlr(logits, y, target), target)
+        return runs.best
+
+
+def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """(z_target - z_y) / (z_π1 - (z_π3 + z_π4)/2) (Croce & Hein 2020, equation 7), per sample.
+
+    Fewer than four classes have no fourth logit, and with others in its place the ratio is constant for some target:
+    there it is the numerator alone.
+    """
+    margin = logits.gather(1, target[:, None]).squeeze(1) - logits.gather(1, y[:, None]).squeeze(1)
+    if logits.shape[1] < 4:
+        return margin
+    top = logits.topk(4, dim=1).values
+    return margin / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
+
+
+class _Runs:
+    """The best result per sample over several runs, each one on the samples that are left: `best` [n,…]."""
+
+    def __init__(
+        self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, criterion: Criterion, classes: int, steps: int
+    ) -> None:
+        self.model, self.x, self.y, self.threat, self.criterion = criterion.view(model), x, y, threat, criterion
+        self.classes, self.steps, self.best = classes, steps, x.clamp(0, 1)
+        self.met, loss = judge(self.model, x, y, criterion, criterion.loss(LOSSES["ce"]), classes)
+        self.highest = torch.full_like(loss, -torch.inf)
+
+    def run(self, objective: Objective, target: Tensor) -> None:
+        """One more run, towards `target` [n] if the `objective` heeds it."""
+        rows = (~self.met).nonzero().squeeze(1)
+        if len(rows) == 0:
+            return
+        x, target, threat = self.x[rows], target[rows], self.threat
+        if not isinstance(threat, L1):
+            _Momentum(self, threat, objective, rows, target, threat.random_start(x), final=True).run(self.steps)
+            return
+        # 3, 2 and 1 times epsilon for 30, 30 and 40 % of the steps: the second paper's multi-epsilon scheme
+        x_adv, ends = x + torch.randn_like(x), (0, self.steps * 3 // 10, self.steps * 6 // 10, self.steps)
+        for factor, (begin, end) in zip((3, 2, 1), pairwise(ends), strict=True):
+            stage = replace(threat, epsilon=factor * threat.epsilon)
+            search = _Sparse(self, stage, objective, rows, target, stage.project(x_adv, x), final=factor == 1)
+            search.run(end - begin)
+            x_adv = search.x_best
+
+    def judge(self, rows: Tensor, x_adv: Tensor, loss: Loss) -> Tensor:
+        """bool: do the results `x_adv` for the samples `rows` meet the criterion? Keeps what is better than before."""
+        met, value = judge(self.model, x_adv, self.y[rows], self.criterion, loss, self.classes)
+        better = met | (value > self.highest[rows])
+        chosen = rows[better]
+        self.best[chosen], self.highest[chosen], self.met[chosen] = x_adv[better], value[better], met[better]
+        return met
+
+
+class _Search(ABC):
+    """A search from a start. Every tensor it holds is per sample, so that it can drop the samples that are done.
+
+    In the `final` one of several stages, samples that meet the criterion are done; the results go to `runs`.
+    """
+
+    largest_step: float  # in epsilons
+
+    def __init__(
+        self,
+        runs: _Runs,
+        threat: Threat,
+        objective: Objective,
+        rows: Tensor,
+        target: Tensor,
+        start: Tensor,
+        *,
+        final: bool,
+    ) -> None:
+        self.runs, self.threat, self.objective, self.final = runs, threat, objective, final
+        self.rows, self.target = rows, target
+        self.x, self.y, self.x_adv, self.x_best = runs.x[rows], runs.y[rows], start, start.clone()
+        self.gradient, self.best_gradient = torch.zeros_like(start), torch.zeros_like(start)
+        self.loss = self.highest = torch.full_like(runs.highest[rows], -torch.inf)
+        self.met, self.rises = torch.zeros_like(rows, dtype=torch.bool), torch.zeros_like(rows)
+        self.size = torch.full_like(self._each(self.loss), self.largest_step * threat.epsilon, dtype=start.dtype)
+        self._prepare()
+
+    def run(self, steps: int) -> None:
+        """`steps` steps, or fewer if no sample is left."""
+        if steps == 0:
+            return
+        self._look(ascend=True)
+        self.rises.zero_()
+        periods = self.periods(steps)
+        checkpoint = period = next(periods)
+        for step in range(1, steps + 1):
+            self.move(step)
+            self._look(ascend=step < steps)
+            if self.final and (step == steps or step & (step - 1) == 0):  # rarely, since it waits for the device
+                self._settle(everything=step == steps)
+                if len(self.rows) == 0:
+                    return
+            if step == checkpoint:
+                self.adapt(period)
+                period = next(periods)
+                checkpoint += period
+
+    @abstractmethod
+    def periods(self, steps: int) -> Iterator[int]:
+        """The numbers of steps from each checkpoint to the next, of a run of `steps`; without end."""
+
+    @abstractmethod
+    def move(self, step: int) -> None:
+        """The next iterate."""
+
+    @abstractmethod
+    def adapt(self, period: int) -> None:
+        """A checkpoint, `period` steps after the last one."""
+
+    def _prepare(self) -> None:
+        """What depends on the samples and is no tensor per sample."""
+        self.project = self.threat.projection(self.x)
+        self.ascended = self.runs.criterion.loss(self.objective(self.target))
+
+    def _look(self, ascend: bool) -> None:
+        """Evaluate the iterate; keep it if it meets the criterion, or no other did and its loss is the highest."""
+        runs = self.runs
+        if ascend:
+            self.gradient, loss, outputs = ascent(runs.model, self.x_adv, self.y, self.ascended, runs.classes)
+        else:
+            outputs = logits_of(runs.model, self.x_adv, runs.classes)
+            loss = self.ascended(outputs, self.y)
+        loss, met = loss.nan_to_num(nan=-torch.inf), runs.criterion.met(outputs, self.y) & self.final
+        self.rises += loss > self.loss
+        self.loss, higher = loss, loss > self.highest
+        better = torch.where(self.met, met & higher, met | higher)
+        self.met = self.met | met
+        self.highest = torch.where(better, self.loss, self.highest)
+        better = self._each(better)
+        torch.where(better, self.x_adv, self.x_best, out=self.x_best)
+        torch.where(better, self.gradient, self.best_gradient, out=self.best_gradient)
+
+    def _restart(self, where: Tensor) -> None:
+        """Back to the best iterate in the samples `where`: bool [n]."""
+        where = self._each(where)
+        self.x_adv = torch.where(where, self.x_best, self.x_adv)
+        self.gradient = torch.where(where, self.best_gradient, self.gradient)
+
+    def _settle(self, everything: bool) -> None:
+        """Verify what seems done, or everything, and drop what is."""
+        found = (self.met | everything).nonzero().squeeze(1)
+        if len(found) == 0:
+            return
+        target, x_adv = self.target[found], self.x_best[found]
+        met = self.runs.judge(self.rows[found], x_adv, self.runs.criterion.loss(self.objective(target)))
+        self.met[found] = met
+        left = (~(self.met | everything)).nonzero().squeeze(1)
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(self, name, value[left])
+        self._prepare()
+
+    def _each(self, values: Tensor) -> Tensor:
+        """[n] → [n,1,…], to broadcast over images."""
+        return values.reshape(-1, *(1 for _ in self.x.shape[1:]))
+
+
+class _Momentum(_Search):
+    """APGD: steps with momentum, of a size that is halved, from the best iterate, where the loss has stopped rising."""
+
+    largest_step = 2.0
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.x_old, self.halved = self.x_adv, torch.ones_like(self.met)
+        self.highest_before = self.highest
+
+    def periods(self, steps: int) -> Iterator[int]:
+        """22 % of the steps, and 3 % fewer each time until they are 6 %."""
+        period, shorter, shortest = (max(int(share * steps), 1) for share in (0.22, 0.03, 0.06))
+        while True:
+            yield period
+            period = max(period - shorter, shortest)
+
+    def move(self, step: int) -> None:
+        """x ← P(x + ¾·(P(x + size·direction) - x) + ¼·(x - x_old)), and the first one without momentum."""
+        ahead = self.project(self.threat.ascend(self.x_adv, self.gradient, self.size))
+        if step > 1:
+            ahead = self.project(ahead.mul_(0.75).add_(self.x_adv, alpha=0.5).sub_(self.x_old, alpha=0.25))
+        self.x_old, self.x_adv = self.x_adv, ahead
+
+    def adapt(self, period: int) -> None:
+        """Halve where at most ¾ of the steps raised the loss, or its maximum stayed the same without halving.
+
+        As in the code, the first step after a return to the best iterate is compared with the iterate that was left.
+        """
+        self.halved = (self.rises <= 0.75 * period) | (~self.halved & (self.highest <= self.highest_before))
+        self.highest_before = self.highest
+        self.rises.zero_()
+        self._restart(self.halved)
+        self.size = torch.where(self._each(self.halved), self.size / 2, self.size)
+
+
+class _Sparse(_Search):
+    """APGD-L1: steps in as many values as two thirds of those that the best iterate changes; no momentum."""
+
+    threat: L1
+    largest_step = 1.0
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.changed = self._changed()
+
+    def periods(self, steps: int) -> Iterator[int]:
+        """Always 4 % of the steps."""
+        return repeat(max(int(0.04 * steps), 1))
+
+    def move(self, step: int) -> None:
+        """x ← P(x + size·direction)."""
+        values = (self.changed / 1.5).long()  # the code rounds up, and then two values never become one
+        self.x_adv = self.project(self.threat.ascend(self.x_adv, self.gradient, self.size, values))
+
+    def adapt(self, period: int) -> None:
+        """Where the best iterate became sparser, start from it with the largest size; reduce the size elsewhere."""
+        changed, largest = self._changed(), self.largest_step * self.threat.epsilon
+        sparser = changed < 0.95 * self.changed
+        self.changed = changed
+        self._restart(sparser)
+        self.size = torch.where(self._each(sparser), largest, (self.size / 1.5).clamp_(min=largest / 10))
+
+    def _changed(self) -> Tensor:
+        return (self.x_best != self.x).flatten(1).sum(1)

@@ -1,0 +1,84 @@
+"""The decision boundary as the model's linearisation shows it: what FAB and DeepFool step to."""
+
+import warnings
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from trl.attacks.criterion import Criterion, Misclassified, Targeted
+from trl.attacks.hyperplane import length
+from trl.attacks.inner import logits_of
+from trl.attacks.losses import cw_margin
+from trl.errors import TrlError
+
+DUAL = {"linf": "l1", "l2": "l2", "l1": "linf"}  # the steepest step of size 1 climbs by this norm of the gradient
+
+
+class Boundary(NamedTuple):
+    """Per sample, a hyperplane value + ⟨normal, d⟩ = 0 for steps d from x, positive where x + d is a success.
+
+    `normal` [n,…], `value` [n], and the model's outputs [n,k] at x.
+    """
+
+    normal: Tensor
+    value: Tensor
+    outputs: Tensor
+
+
+def rivals(outputs: Tensor, y: Tensor, criterion: Criterion, most: int | None = None) -> Tensor:
+    """The `most` (None: all) classes with the highest logits but y, best first: [n,m]; for `Targeted`, y itself.
+
+    TrlError for a criterion that is about more than which logit is the highest.
+    """
+    if isinstance(criterion, Targeted):
+        return y[:, None]
+    if not isinstance(criterion, Misclassified):
+        raise TrlError(
+            "FAB and DeepFool linearise logits, and know the criteria Misclassified and Targeted only "
+            f"(given {type(criterion).__name__}); use another attack, such as pgd"
+        )
+    others = outputs.shape[1] - 1
+    return outputs.scatter(1, y[:, None], -torch.inf).topk(min(most or others, others), dim=1).indices
+
+
+def nearest_boundary(
+    model: nn.Module, x: Tensor, y: Tensor, rivals: Tensor, criterion: Criterion, norm: str, classes: int
+) -> Boundary:
+    """The one of the linearised boundaries that is nearest to x in `norm`: one forward, one backward for each rival.
+
+    They are those between y and its `rivals`; or, for `Targeted`, the one between y and the highest other class.
+    """
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        outputs = logits_of(model, x, classes)
+        if isinstance(criterion, Targeted):
+            values = -cw_margin(outputs, y)[:, None]
+        else:
+            values = outputs.gather(1, rivals) - outputs.gather(1, y[:, None])
+        totals = values.sum(0).unbind()
+    outputs, values = outputs.detach(), values.detach()
+    if not totals[0].requires_grad:
+        warnings.warn("the model's logits have no gradient at its input: gradient attacks do nothing", stacklevel=4)
+        return Boundary(torch.zeros_like(x), values[:, 0], outputs)
+    normal = _gradient(totals[0], x, keep=len(totals) > 1)
+    if len(totals) == 1:
+        return Boundary(normal, values[:, 0], outputs)
+    value, distance = values[:, 0], _distance(values[:, 0], normal, norm)
+    for i, total in enumerate(totals[1:], start=1):
+        gradient = _gradient(total, x, keep=i + 1 < len(totals))
+        this = _distance(values[:, i], gradient, norm)
+        nearer = this < distance
+        value, distance = torch.where(nearer, values[:, i], value), torch.where(nearer, this, distance)
+        normal = torch.lerp(normal, gradient, nearer.to(x.dtype).view(-1, *[1] * (x.ndim - 1)))  # faster than where
+    return Boundary(normal, value, outputs)
+
+
+def _gradient(total: Tensor, x: Tensor, keep: bool) -> Tensor:
+    (gradient,) = torch.autograd.grad(total, x, retain_graph=keep, materialize_grads=True)
+    return gradient.nan_to_num(nan=0.0)
+
+
+def _distance(value: Tensor, gradient: Tensor, norm: str) -> Tensor:
+    slope = length(gradient, DUAL[norm]).flatten()
+    return value.abs() / slope.clamp_(min=torch.finfo(slope.dtype).tiny)

@@ -1,0 +1,96 @@
+"""The l2 attack of Carlini & Wagner (2017, arXiv 1608.04644, section VI.A): the smallest change that succeeds."""
+
+import torch
+from torch import Tensor, nn
+
+from trl.attacks.criterion import MISCLASSIFIED, Criterion
+from trl.attacks.inner import ascent, check_input, check_positive, frozen, judge
+from trl.attacks.losses import cw_margin
+from trl.errors import TrlError
+from trl.number import Count, NonNegative, Positive
+from trl.threat import Threat
+
+INSIDE = 0.99  # how far from the ends of (-1, 1) the search starts: nearer to them, tanh hardly lets values move
+LARGEST = 1e15  # gradient whose square Adam can hold in float32
+ROUNDS = 10  # looks, in each search for a given c, at whether it still gains: each is a synchronisation
+GAIN = 1e-4  # share by which the objective must have fallen since the last look
+
+
+def cw_l2(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    threat: Threat,
+    criterion: Criterion = MISCLASSIFIED,
+    *,
+    steps: Count = 500,
+    binary_steps: Count = 9,
+    step_size: Positive = 0.01,
+    initial_c: Positive = 1e-2,
+    confidence: NonNegative = 0.0,
+    abort_early: bool = True,
+) -> Tensor:
+    """Minimise ‖x_adv - x‖² + c·max(confidence - margin, 0) with Adam, and search for the least c that succeeds.
+
+    `binary_steps` values of c per sample, each from `x` anew in at most `steps` steps (fewer if `abort_early`, when
+    the objective falls no more). The margin is that of `trl.attacks.cw`; success is to meet the criterion with a margin
+    of at least `confidence`. Adam moves w, where x_adv = (tanh(w) + 1)/2, by about `step_size` a step.
+
+    The result is the smallest success if it lies in the ball, else its projection, which may be none. A sample that
+    met with none ends where the last search did, and one that is a success already stays as it is. In full precision,
+    also under autocast. TrlError unless the threat is l2.
+    """
+    check_positive(steps=steps, binary_steps=binary_steps, step_size=step_size, initial_c=initial_c)
+    if threat.name != "l2":
+        raise TrlError(f"cw_l2 needs an l2 threat, not {threat.name}; use norm l2, or another attack such as apgd")
+    scored, viewed = criterion.loss(cw_margin), criterion.view(model)
+
+    def minimise(x: Tensor, y: Tensor, c: Tensor, best: Tensor, least: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """One search, beside the best so far and its squared length: the new ones, and who succeeded, bool [n]."""
+        w = torch.atanh((2 * x.clamp(0, 1) - 1) * INSIDE)
+        adam = torch.optim.Adam([w], lr=step_size)
+        succeeded, last = torch.zeros_like(y, dtype=torch.bool), torch.inf
+        for step in range(steps):
+            t = torch.tanh(w)
+            x_adv = (t + 1) / 2
+            gradient, margin, outputs = ascent(viewed, x_adv, y, scored, classes)
+            success = criterion.met(outputs, y) & (margin >= confidence)
+            change = x_adv - x
+            length = change.square().flatten(1).sum(1)
+            better = (success & (length < least)) | least.isinf() & ~success
+            best = torch.where(_like(better, x), x_adv, best)
+            least, succeeded = torch.where(better & success, length, least), succeeded | success
+            force = torch.where(success, 0, c)
+            if abort_early and step % max(1, steps // ROUNDS) == 0:
+                objective = float((length + force * (confidence - margin)).sum())
+                if objective > last * (1 - GAIN):
+                    break
+                last = objective
+            slope = (2 * change - _like(force, x) * gradient) * (1 - t.square()) / 2
+            w.grad = slope.nan_to_num_(nan=0.0).clamp_(-LARGEST, LARGEST)
+            adam.step()
+        return best, least, succeeded
+
+    with frozen(model), torch.autocast(x.device.type, enabled=False):
+        x, y, classes = check_input(x, y)
+        if len(x) == 0 or threat.epsilon == 0:
+            return x.clone()
+        met, margin = judge(viewed, x, y, criterion, scored, classes)
+        left = (~(met & (margin >= confidence))).nonzero().squeeze(1)
+        result = x.clone()
+        if len(left) == 0:
+            return result
+        x, y, best = x[left], y[left], x[left]
+        least = torch.full((len(x),), torch.inf, dtype=x.dtype, device=x.device)
+        c, low, high = least.new_full(least.shape, initial_c), torch.zeros_like(least), least.clone()
+        for _ in range(binary_steps):
+            best, least, succeeded = minimise(x, y, c, best, least)
+            low, high = torch.where(succeeded, low, c), torch.where(succeeded, c, high)
+            c = torch.where(high.isinf(), 10 * c, (low + high) / 2)
+        result[left] = threat.project(best, x)
+        return result
+
+
+def _like(values: Tensor, x: Tensor) -> Tensor:
+    """`values` [n], to broadcast along x: [n,1,…]."""
+    return values.reshape(-1, *(1 for _ in x.shape[1:]))

@@ -1,0 +1,54 @@
+"""DeepFool (Moosavi-Dezfooli et al. 2016, arXiv 1511.04599): straight to the nearest linearised boundary."""
+
+import torch
+from torch import Tensor, nn
+
+from trl.attacks.boundary import nearest_boundary, rivals
+from trl.attacks.criterion import MISCLASSIFIED, Criterion
+from trl.attacks.hyperplane import step_to_hyperplane
+from trl.attacks.inner import check_input, check_positive, frozen, logits_of
+from trl.number import Count, NonNegative
+from trl.threat import Threat
+
+CHECK = 5  # every so many steps, samples that are done leave the batch
+
+
+def deepfool(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    threat: Threat,
+    criterion: Criterion = MISCLASSIFIED,
+    *,
+    steps: Count = 50,
+    overshoot: NonNegative = 0.02,
+    classes: Count = 10,
+) -> Tensor:
+    """Smallest steps onto the nearest linearised boundary, times 1 + `overshoot`, until the criterion is met.
+
+    Boundaries with the `classes` other classes that are most likely at x are looked at (`Targeted`: the boundary of y):
+    a step costs one forward and as many backwards. Unlike in the paper, steps keep to [0, 1] from the start, in any of
+    the norms. The search minimises the distance whatever epsilon is; a point that ends outside the threat's ball is
+    projected onto it. See the package for the rest. TrlError for a criterion that is not about the highest logit.
+    """
+    check_positive(steps=steps, classes=classes)
+    viewed = criterion.view(model)
+    with frozen(model):
+        x, y, known = check_input(x, y)
+        if len(x) == 0:
+            return x.clone()
+        others = rivals(logits_of(viewed, x, known), y, criterion, classes)
+        ends, point, rows = x.clone(), x, torch.arange(len(x), device=x.device)
+        for step in range(steps):
+            plane = nearest_boundary(viewed, point, y[rows], others[rows], criterion, threat.name, known)
+            normal, value, met = plane.normal, plane.value, criterion.met(plane.outputs, y[rows])
+            if step % CHECK == 0:
+                ends[rows] = point
+                left = (~met).nonzero().squeeze(1)
+                if len(left) == 0:
+                    break
+                rows, point, normal, value, met = (t[left] for t in (rows, point, normal, value, met))
+            move = step_to_hyperplane(point, normal, value.to(x.dtype).masked_fill(met, 0.0), threat.name)
+            point = torch.add(point, move, alpha=1 + overshoot).clamp_(0, 1)
+        ends[rows] = point
+        return threat.project(ends, x)

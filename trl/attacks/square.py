@@ -1,0 +1,242 @@
+"""Square Attack (Andriushchenko et al. 2020, arXiv 1912.00049); its l1 form is of Croce & Hein 2021 (arXiv 2103.01208).
+
+It asks the model for its outputs, never for a gradient.
+"""
+
+import math
+from collections.abc import Callable
+from functools import lru_cache, partial
+from types import EllipsisType
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from trl.attacks.criterion import MISCLASSIFIED, Criterion
+from trl.attacks.inner import check_input, check_positive, frozen, judge
+from trl.attacks.losses import LOSSES
+from trl.errors import TrlError
+from trl.number import Count, Fraction
+from trl.threat import Threat
+
+HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries: after these the window halves
+PATIENCE = 10  # queries between two looks at which samples are done, each of which is a synchronisation
+WORTHWHILE = 1 / 16  # share of samples that must be done for the batch to be cut down to the others
+
+Changes = list[tuple[Tensor, Tensor]]  # windows, views of the images, and what they held before
+
+
+def square(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    threat: Threat,
+    criterion: Criterion = MISCLASSIFIED,
+    *,
+    queries: Count = 5000,
+    p_init: Fraction = 0.8,
+    restarts: Count = 1,
+    loss: Literal["ce", "cw", "dlr"] = "cw",
+    rescale_schedule: bool = True,
+) -> Tensor:
+    """Random search: `queries` candidates, each a change in a square window, kept where `loss` rises.
+
+    A sample that meets the criterion is done; `x` itself is looked at first, and is no query. One that never does ends
+    at the highest loss. Windows cover a share of the image that falls from `p_init` by a schedule, which is made for
+    10,000 queries; it is stretched to `queries`, or else (as in AutoAttack) followed as it is. Of a batch, all samples
+    have the same window, and each its own signs. Further `restarts` run on samples that are not done.
+
+    Squares need images: [n,d] are taken as 1×d pixels, where a window is a segment, [n,h,w] as one channel, and of
+    [n,…,h,w] all dimensions before h are channels. All in full precision, since under autocast small gains are lost.
+    """
+    check_positive(queries=queries, p_init=p_init, restarts=restarts)
+    if loss not in LOSSES:
+        raise TrlError(f"unknown loss {loss!r}; known: {', '.join(LOSSES)}")
+    if threat.name not in MOVES:
+        raise TrlError(f"square attacks in the norms {', '.join(MOVES)}, not in {threat.name}")
+    start, propose = MOVES[threat.name]
+    scored, viewed = criterion.loss(LOSSES[loss]), criterion.view(model)
+    pace = 10_000 / queries if rescale_schedule else 1
+
+    def ask(images: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return judge(viewed, images.reshape(len(images), *x.shape[1:]), y, criterion, scored, classes)
+
+    def search(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x_adv = start(x, threat)
+        done, highest = ask(x_adv, y)
+        highest = highest.where(~highest.isnan(), -torch.inf)
+        left, ended = torch.arange(len(x), device=x.device), (x_adv.clone(), done.clone(), highest.clone())
+        for query in range(queries - 1):
+            if query % PATIENCE == 0 and (over := int(done.sum())) >= WORTHWHILE * len(done):
+                if over == len(done):
+                    break
+                _note(ended, left, (x_adv, done, highest))
+                still = (~done).nonzero().squeeze(1)
+                left, x, y, x_adv, done, highest = (t[still] for t in (left, x, y, x_adv, done, highest))
+            share = p_init / 2 ** sum(query * pace > halving for halving in HALVINGS)
+            changes = propose(x, x_adv, threat, share)
+            met, value = ask(x_adv, y)
+            better = ((value > highest) | met) & ~done
+            done, highest = done | met, torch.where(better, value, highest)
+            for window, before in changes:
+                window.copy_(torch.where(better[:, None, None, None], window, before))
+        _note(ended, left, (x_adv, done, highest))
+        return ended
+
+    with frozen(model):
+        x, y, classes = check_input(x, y)
+        if len(x) == 0 or threat.epsilon == 0:
+            return x.clone()
+        images = x.reshape(_image_shape(x))
+        best = images.clone()
+        fooled, highest = ask(x, y)
+        highest.fill_(-torch.inf)
+        for _ in range(restarts):
+            left = (~fooled).nonzero().squeeze(1)
+            if len(left) == 0:
+                break
+            x_adv, now_fooled, value = search(images[left], y[left])
+            better = now_fooled | (value > highest[left])
+            _note((best, fooled, highest), left[better], (x_adv[better], now_fooled[better], value[better]))
+        return torch.empty_like(x).copy_(best.reshape(x.shape))
+
+
+def _note(wholes: tuple[Tensor, ...], rows: Tensor, parts: tuple[Tensor, ...]) -> None:
+    for whole, part in zip(wholes, parts, strict=True):
+        whole[rows] = part
+
+
+def _image_shape(x: Tensor) -> tuple[int, int, int, int]:
+    """[n,c,h,w] for any shape of x: what is not there is 1, what is too much are channels."""
+    height, width = (1, *x.shape[1:])[-2:]
+    return len(x), x.shape[1:-2].numel(), height, width
+
+
+def _signs(like: Tensor, width: int = 1) -> Tensor:
+    """-1 or 1 at random, [n,c,1,width]."""
+    shape = (*like.shape[:2], 1, width)
+    return torch.rand(shape, dtype=like.dtype, device=like.device).sub_(0.5).sign_()
+
+
+def _window(x: Tensor, height: int, width: int) -> tuple[EllipsisType, slice, slice]:
+    """Where a window of that size may be, with equal chances."""
+    top = int(torch.randint(x.shape[2] - height + 1, ()))
+    left = int(torch.randint(x.shape[3] - width + 1, ()))
+    return ..., slice(top, top + height), slice(left, left + width)
+
+
+def _sides(x: Tensor, side: int) -> tuple[int, int]:
+    """Height and width of a square, or where the image is too narrow, of a rectangle with about its area."""
+    height, width = x.shape[2:]
+    return min(height, round(side**2 / min(side, width))), min(width, round(side**2 / min(side, height)))
+
+
+# --- linf: every value is at an end of its range; a window goes to one end, per sample and channel
+
+
+def _stripes(x: Tensor, threat: Threat) -> Tensor:
+    """Vertical stripes (section 3.3)."""
+    return (x + threat.epsilon * _signs(x, x.shape[3])).clamp_(0, 1)
+
+
+def _flip(x: Tensor, x_adv: Tensor, threat: Threat, share: float) -> Changes:
+    """Algorithm 2. As in its authors' code, a candidate differs: a window already at its end goes to the other one."""
+    window = _window(x, *_sides(x, max(1, round(math.sqrt(share * x.shape[2:].numel())))))
+    here, centre = x_adv[window], x[window]
+    before, low, high = here.clone(), (centre - threat.epsilon).clamp_(min=0), (centre + threat.epsilon).clamp_(max=1)
+    up = _signs(x) > 0
+    same = (torch.where(up, high, low) == before).flatten(1).all(1)
+    here.copy_(torch.where(up ^ same[:, None, None, None], high, low))
+    return [(here, before)]
+
+
+# --- l2 and l1: change is moved from one window to another, so that its norm stays epsilon
+
+
+@lru_cache(maxsize=64)
+def _dipole(height: int, width: int, order: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A pyramid above its negative (section 3.4), of norm 1: [height,width]."""
+    halves = [_pyramid(rows, width, order) for rows in (height // 2, height - height // 2)]
+    dipole = torch.cat([half / _power(half, order) ** (1 / order) for half in (halves[0], -halves[1])])
+    return (dipole / _power(dipole, order) ** (1 / order)).to(device, dtype)
+
+
+def _pyramid(height: int, width: int, order: int) -> Tensor:
+    """Squares around the centre, one on the other, the k-th of weight 1/k² for l2 and 1/k⁴ for l1."""
+    down, right = (torch.arange(side).sub(side // 2).abs() for side in (height, width))
+    weights = torch.arange(1, 2 + max(height, width) // 2, dtype=torch.float64) ** (-4 / order)
+    return weights.flip(0).cumsum(0).flip(0)[torch.maximum(down[:, None], right)]
+
+
+def _random_dipole(x: Tensor, height: int, width: int, order: int) -> Tensor:
+    """Upright or lying, where there is room for it, with random signs: [n,c,height,width]."""
+    upright = width == 1 or (height > 1 and int(torch.randint(2, ())))
+    sides = (height, width) if upright else (width, height)
+    dipole = _dipole(*sides, order, x.dtype, x.device)
+    return _signs(x) * (dipole if upright else dipole.T)
+
+
+def _power(delta: Tensor, order: int, dims: tuple[int, ...] = (-2, -1)) -> Tensor:
+    """Sum of |delta|^order over `dims`, which stay as 1."""
+    return (delta.abs() if order == 1 else delta.square()).sum(dims, keepdim=True)
+
+
+def _placed(delta: Tensor, centre: Tensor, power: Tensor | float, order: int, dims: tuple[int, ...]) -> Tensor:
+    """`centre + delta` in [0, 1], where delta is scaled to `power`; once again by what [0, 1] cuts off.
+
+    The second scaling is not of the papers; with it, candidates use the whole epsilon.
+    """
+    scaled = delta * (power / _power(delta, order, dims).clamp_(min=1e-12)) ** (1 / order)
+    kept = _power((centre + scaled).clamp_(0, 1).sub_(centre), order, dims)
+    scaled *= (power / kept.clamp_(min=1e-12)) ** (1 / order)
+    return scaled.add_(centre).clamp_(0, 1)
+
+
+def _radius(x: Tensor, epsilon: float) -> float:
+    """Epsilon, less what rounding may add."""
+    precision = torch.finfo(x.dtype).eps
+    return max(0.0, epsilon * (1 - 10 * precision) - math.sqrt(x[0].numel()) * precision / 2)
+
+
+def _tiles(x: Tensor, threat: Threat, order: int) -> Tensor:
+    """Dipoles side by side, five along the shorter side."""
+    delta, (height, width) = torch.zeros_like(x), x.shape[2:]
+    side = max(1, min(height, width) // 5)
+    for top in range(height % side // 2, height - side + 1, side):
+        for left in range(width % side // 2, width - side + 1, side):
+            delta[..., top : top + side, left : left + side] = _random_dipole(x, side, side, order)
+    return _placed(delta, x, _radius(x, threat.epsilon) ** order, order, (1, 2, 3))
+
+
+def _shift(x: Tensor, x_adv: Tensor, threat: Threat, share: float, order: int) -> Changes:
+    """Algorithm 3: one window loses its change to another, which gets a dipole on top of its own, and what is unused.
+
+    All per channel. With several, the l1 form gains that many times as much and projects, which makes changes sparse.
+    """
+    side = max(3, round(math.sqrt(share * x.shape[2:].numel())))
+    sides = _sides(x, side + 1 - side % 2)
+    gaining, losing = _window(x, *sides), _window(x, *sides)
+    here, there, centre = x_adv[gaining], x_adv[losing], x[gaining]
+    project = order == 1 and x.shape[1] > 1
+    before, before_there, before_all = here.clone(), there.clone(), x_adv.clone() if project else x_adv
+    unused = _radius(x, threat.epsilon) ** order - _power(x_adv - x, order, (1, 2, 3))
+    own = before - centre
+    own /= (_power(own, order) ** (1 / order)).clamp_(min=1e-12)
+    there.copy_(x[losing])
+    moved = _power(before_there - x[losing], order) + _power(here - centre, order)
+    power = (moved + unused / x.shape[1]).clamp_(min=0) * (x.shape[1] if project else 1)
+    here.copy_(_placed(own + _random_dipole(x, *sides, order), centre, power, order, (2, 3)))
+    if project:
+        x_adv.copy_(threat.project(x_adv, x))
+        return [(x_adv, before_all)]
+    return [(there, before_there), (here, before)]
+
+
+Start = Callable[[Tensor, Threat], Tensor]
+Move = Callable[[Tensor, Tensor, Threat, float], Changes]
+
+MOVES: dict[str, tuple[Start, Move]] = {
+    "linf": (_stripes, _flip),
+    "l2": (partial(_tiles, order=2), partial(_shift, order=2)),
+    "l1": (partial(_tiles, order=1), partial(_shift, order=1)),
+}

@@ -1,0 +1,120 @@
+"""Transfer attacks: adversarials made elsewhere, on another model or by another tool, that this model is given.
+
+They use no gradient of the attacked model, so that gradient masking does not stop them (Papernot et al. 2017,
+arXiv 1602.02697; Athalye et al. 2018, section 3.1). `evaluate` checks that they keep to the threat.
+"""
+
+import hashlib
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from trl.attacks.inner import frozen
+from trl.errors import TrlError
+
+Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
+KEY = "adversarials"  # in a file that holds several arrays
+LEVELS = 65535  # by so many steps images are compared: a uint8 image is found again, however it was divided by 255
+
+
+def from_model(surrogate: nn.Module, attack: Attack) -> Attack:
+    """An attack (model, x, y) → x_adv that runs `attack` on `surrogate`, wherever that is, and ignores `model`.
+
+    An attack that goes on beyond the surrogate's boundary, such as `pgd` with one restart, transfers best.
+    """
+    return _Surrogate(surrogate, attack)
+
+
+def from_file(path: str | Path, images: Tensor) -> Attack:
+    """An attack (model, x, y) → x_adv that looks x_adv up: row i of the file belongs to row i of `images`.
+
+    `images`: all that the attack will be called with, uint8 or float in [0, 1], [n,…]. The file: safetensors (key
+    "adversarials", as the stage `attack` writes it), npy, or npz (that key, or a single array); uint8 or float,
+    shaped like `images`. Equal images share one adversarial. TrlError: a file that cannot be read or does not fit.
+    """
+    return _Stored(Path(path), images)
+
+
+class _Surrogate:
+    def __init__(self, surrogate: nn.Module, attack: Attack) -> None:
+        self.surrogate, self.attack = surrogate, attack
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        weight = next(self.surrogate.parameters(), x)
+        with frozen(self.surrogate), torch.enable_grad():
+            x_adv = self.attack(self.surrogate, x.to(weight.device), y.to(weight.device))
+        return x_adv.detach().to(x.device)
+
+    def __repr__(self) -> str:
+        """Distinct for distinct weights, since a resumed evaluation compares it."""
+        digest = hashlib.blake2b(digest_size=12)
+        for tensor in self.surrogate.state_dict().values():
+            digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return f"from_model({type(self.surrogate).__name__} {digest.hexdigest()}, {self.attack!r})"
+
+
+class _Stored:
+    def __init__(self, path: Path, images: Tensor) -> None:
+        self.path, self.adversarials = path, _read(path)
+        if self.adversarials.shape != images.shape:
+            raise TrlError(
+                f"{path}: holds adversarials {list(self.adversarials.shape)} for images {list(images.shape)}; "
+                "give it the images that it was made from, in their order"
+            )
+        self.rows = {key: row for row, key in enumerate(_keys(images))}
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        try:
+            rows = [self.rows[key] for key in _keys(x)]
+        except KeyError:
+            raise TrlError(
+                f"{self.path}: attacked an image that was not among those given to from_file; "
+                "give it all images of the evaluation"
+            ) from None
+        return self.adversarials[rows].to(x)
+
+    def __repr__(self) -> str:
+        """Distinct for distinct contents, since a resumed evaluation compares it."""
+        digest = hashlib.blake2b(self.adversarials.numpy().tobytes(), digest_size=12)
+        return f"from_file({self.path.name} {digest.hexdigest()})"
+
+
+def _read(path: Path) -> Tensor:
+    """Floats [n,…]. Nothing is unpickled."""
+    try:
+        if path.suffix == ".safetensors":
+            found: dict[str, Tensor] = load_file(path)
+        elif path.suffix in (".npy", ".npz"):
+            loaded = np.load(path, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                found = {KEY: torch.from_numpy(loaded)}
+            else:
+                with loaded:
+                    found = {name: torch.from_numpy(array) for name, array in loaded.items()}
+        else:
+            raise TrlError(f"{path}: adversarials are read from .safetensors, .npy or .npz; save them as one of these")
+    except OSError as error:
+        raise TrlError(f"{path}: cannot be read ({error.strerror or error}); check the path") from None
+    except (SafetensorError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise TrlError(f"{path}: damaged, or no numbers ({error}); write it again") from None
+    if KEY not in found and len(found) != 1:
+        raise TrlError(f"{path}: holds {', '.join(found) or 'nothing'}; name the array with the images {KEY!r}")
+    images = found.get(KEY, next(iter(found.values())))
+    if images.dtype == torch.uint8:
+        return images.float() / 255
+    if not images.is_floating_point():
+        raise TrlError(f"{path}: holds {images.dtype}; give uint8, or floats in [0, 1]")
+    return images.to(torch.promote_types(images.dtype, torch.float32))
+
+
+def _keys(images: Tensor) -> list[bytes]:
+    """A name for each image, the same for uint8 and for [0, 1]."""
+    images = images.detach().cpu()
+    levels = images.int() * (LEVELS // 255) if images.dtype == torch.uint8 else (images * LEVELS).round().int()
+    return [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in levels.contiguous().numpy()]

@@ -1,0 +1,311 @@
+"""Signs of gradient masking: that a model looks robust because gradient attacks cannot see, not because it is robust.
+
+After Athalye et al. 2018 (arXiv 1802.00420, section 3.1), Carlini et al. 2019 (arXiv 1902.06705), Croce et al. 2022
+(arXiv 2202.13711) and Pintor et al. 2022 (arXiv 2106.09947). A sign is a reason to look, no proof; and a model without
+signs may mask its gradients all the same.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from trl.attacks.inner import frozen
+from trl.attacks.losses import LOSSES, cw_margin
+from trl.attacks.pgd import pgd
+from trl.errors import TrlError
+from trl.evaluation.inference import as_input, device_of, full_precision
+from trl.threat import Threat
+
+PROBE = 128  # images that a check looks at
+DRAWS = 5  # forward passes that must agree, as many as in AutoAttack's check
+AGREEMENT = 1e-4  # how far two logit vectors of one image may differ, relative to their length
+SATURATED = 80.0  # logits apart: from about 87 on, e^-margin and with it the gradient of cross-entropy is 0 in fp32
+NUDGE = 1e-4  # of every value: well below a step of 8 bits, far above fp32's rounding
+NOTEWORTHY = 0.01  # share of samples below which a difference between attacks is no sign
+
+
+class Sign(NamedTuple):
+    """A sign of gradient masking: its `name`, and a `message` with what was seen, why it matters and what to do."""
+
+    name: str
+    message: str
+
+
+def check_model(model: nn.Module, x: Tensor, y: Tensor) -> list[Sign]:
+    """What looks wrong on a probe of at most 128 of the images, before any attack: 9 forwards and 3 backwards.
+
+    `x` uint8 or float in [0, 1], `y` integer [n]. Eval mode, fp32; the model and the random generators stay as they
+    were. TrlError for images or logits that make no sense.
+    """
+    with _probe(model, x, y) as (x, y):
+        answers = [_logits(model, x) for _ in range(DRAWS)]
+        draws = torch.stack(answers).float()
+        logits, precise = draws[0], answers[0].dtype in (torch.float32, torch.float64)
+        with torch.enable_grad():
+            point = x.clone().requires_grad_()
+            seen = _logits(model, point).float()
+            blind = {name: _blind(loss(seen, y), point) for name, loss in LOSSES.items()}
+        half = _logits(model, x[: len(x) // 2]).float()
+        # two points on the same side, since the image itself may lie on the edge of a step
+        inwards = torch.where(x < 0.5, NUDGE, -NUDGE)
+        nudged = [_logits(model, x + share * inwards) for share in (0.5, 1.0)]
+    random = _random(draws)
+    right = seen.argmax(1) == y  # of a random model, in the very draw that has the gradients
+    signs = [
+        random,
+        # of a random model these two would only say the same again
+        None if random else _dynamic(logits, seen.detach()),
+        None if random else _batch(logits[: len(half)], half),
+        _probabilities(logits),
+        _saturated(seen.detach(), y, right),
+        _zero_gradient({name: flags[right] for name, flags in blind.items()}),
+        _flat(*nudged) if precise else None,  # logits in half precision are too coarse to tell
+    ]
+    return [sign for sign in signs if sign]
+
+
+def check_budget(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, steps: int = 20) -> list[Sign]:
+    """Does PGD gain from more steps and from a larger epsilon? On a probe of at most 128 of the images, as above.
+
+    Costs `steps`·9/4 gradients: a quarter of the steps, then all, at the threat's epsilon, and all without a bound.
+    """
+    with _probe(model, x, y) as (x, y):
+        right = _logits(model, x).argmax(1) == y
+        x, y = x[right], y[right]
+        if len(x) == 0:
+            return []
+        everything = replace(threat, epsilon=float(threat.distance(torch.ones_like(x[:1]), torch.zeros_like(x[:1]))))
+
+        def left(threat: Threat, steps: int) -> int:
+            x_adv = pgd(model, x, y, threat, steps=steps, random_start=False)
+            return int((_logits(model, x_adv).argmax(1) == y).sum())
+
+        fewer, more = (left(threat, n) for n in (max(1, steps // 4), steps))
+        unbounded = left(everything, steps)
+    return [sign for sign in (_steps(fewer, more, len(x), steps), _unbounded(unbounded, len(x), everything)) if sign]
+
+
+def check_results(
+    correct: Mapping[str, Tensor],
+    *,
+    gradient_free: Collection[str] = ("square",),
+    one_step: Collection[str] = ("fgsm",),
+    stages: Mapping[str, Mapping[str, Tensor]] | None = None,
+) -> list[Sign]:
+    """What looks wrong in an evaluation's results: `correct` and `stages` as in `Evaluation`, bool [n] each.
+
+    `gradient_free` and `one_step` name the attacks, or parts of an ensemble, that use no gradient of the model
+    (Square, a transfer), and those that take a single step. In a cumulative evaluation they must come last to be
+    compared, since attacks after them do not see the samples that they fooled.
+    """
+    clean, stages = correct["clean"], stages or {}
+    fooled = {name: clean & ~flags for name, flags in correct.items() if name != "clean" and name not in stages}
+    for name, parts in stages.items():
+        before = clean
+        for part, flags in parts.items():
+            label = part if part in gradient_free or part in one_step else f"{name}/{part}"
+            fooled[label] = fooled.get(label, torch.zeros_like(clean)) | (before & ~flags)
+            before = flags
+    iterative = {n: flags for n, flags in fooled.items() if n not in gradient_free and n not in one_step}
+    if not iterative or not clean.any():
+        return []
+    free = {n: flags for n, flags in fooled.items() if n in gradient_free}
+    single = {n: flags for n, flags in fooled.items() if n in one_step}
+    n = int(clean.sum())
+    signs = [_black_box(free, {**iterative, **single}, n), *(_one_step(s, f, iterative, n) for s, f in single.items())]
+    return [sign for sign in signs if sign]
+
+
+# --- the signs; each is None where there is nothing to see
+
+
+def _random(draws: Tensor) -> Sign | None:
+    """Logits [draws,n,k] of the same images."""
+    moved = torch.stack([_differ(draws[0], draw) for draw in draws[1:]]).any(0)
+    if not moved.any():
+        return None
+    return Sign(
+        "random",
+        f"the model answers at random: {_share(moved)} got other logits when asked again. "
+        "One draw's gradient misleads an attack; attack EoT(model, 20), or use autoattack's version rand.",
+    )
+
+
+def _dynamic(logits: Tensor, with_gradients: Tensor) -> Sign | None:
+    """Logits [n,k] with gradients off and on."""
+    moved = _differ(logits, with_gradients)
+    if not moved.any():
+        return None
+    return Sign(
+        "dynamic",
+        f"the model answers differently when gradients are on: {_share(moved)} got other logits. "
+        "Attacks then see another model than the one judged; look for no_grad, detach or is_grad_enabled in forward.",
+    )
+
+
+def _batch(whole: Tensor, half: Tensor) -> Sign | None:
+    """Logits [n,k] of the same images in a batch of 2n and one of n."""
+    moved = _differ(whole, half)
+    if not moved.any():
+        return None
+    return Sign(
+        "batch",
+        f"the answer to an image depends on the others in its batch: {_share(moved)} got other logits in a smaller "
+        "one. No accuracy is then one image's own; look for batch statistics in use or for test-time adaptation.",
+    )
+
+
+def _probabilities(logits: Tensor) -> Sign | None:
+    sums = logits.sum(1)
+    if logits.min() < 0 or logits.max() > 1 or (sums - 1).abs().max() > AGREEMENT:
+        return None
+    return Sign(
+        "probabilities",
+        "the model's outputs all lie in [0, 1] and sum to 1: they are probabilities. Attacks take a softmax of them "
+        "again, which flattens their gradient; return logits, without softmax.",
+    )
+
+
+def _saturated(logits: Tensor, y: Tensor, right: Tensor) -> Sign | None:
+    margin = -cw_margin(logits, y)[right]
+    saturated = margin > SATURATED
+    if not saturated.any():
+        return None
+    return Sign(
+        "saturated",
+        f"the logits are so large that softmax saturates: for {_share(saturated)} the true class leads by more than "
+        f"{SATURATED:.0f} (up to {float(margin.max()):.3g}). The gradient of cross-entropy underflows there; attack "
+        "with losses that know no scale (dlr, cw), or divide the logits.",
+    )
+
+
+def _zero_gradient(blind: Mapping[str, Tensor]) -> Sign | None:
+    """Per loss, for which correctly classified images its gradient is of no use: bool [n] each."""
+    found = {loss: flags for loss, flags in blind.items() if flags.any()}
+    if not found:
+        return None
+    shares = ", ".join(f"of {loss} for {_share(flags)}" for loss, flags in found.items())
+    rest = [loss for loss in blind if loss not in found]
+    advice = (
+        f"attack with the loss {rest[0]} as well"
+        if rest
+        else "attack with Square or by transfer, and replace what has no gradient by something smooth (BPDA)"
+    )
+    return Sign(
+        "zero gradient",
+        f"the gradient at the image is exactly zero or not finite: {shares}. "
+        f"An attack that follows it stands still, which is not robustness; {advice}.",
+    )
+
+
+def _flat(near: Tensor, far: Tensor) -> Sign | None:
+    """Logits [n,k] of two points that differ by half of `NUDGE` in every value."""
+    flat = (near == far).all(1)
+    if flat.float().mean() <= 0.5:
+        return None
+    return Sign(
+        "flat",
+        f"the model is piecewise constant: {_share(flat)} kept exactly their logits when every value changed "
+        f"by {NUDGE / 2:g}. It quantises its input, or hides it otherwise, and its true gradient is zero; attack with "
+        "Square or by transfer, or pass gradients through the quantisation (BPDA).",
+    )
+
+
+def _steps(fewer: int, more: int, n: int, steps: int) -> Sign | None:
+    """Of `n` images, how many survive PGD with a quarter of the steps, and how many with all."""
+    if more - fewer <= max(1.0, 0.03 * n):
+        return None
+    return Sign(
+        "steps",
+        f"more steps of PGD fool less: {fewer / n:.1%} of the probe survive {max(1, steps // 4)} steps, but "
+        f"{more / n:.1%} survive {steps}. Its gradient does not point uphill for long; use more restarts, another "
+        "loss, and Square.",
+    )
+
+
+def _unbounded(left: int, n: int, threat: Threat) -> Sign | None:
+    if left <= NOTEWORTHY * n:
+        return None
+    return Sign(
+        "unbounded",
+        f"PGD without a bound ({threat.name} {threat.epsilon:.3g}) leaves {left / n:.1%} of the probe correct, though "
+        "it may turn any image into any other. It fails for want of a usable gradient: attack with another loss, with "
+        "Square or by transfer before you trust the robust accuracy.",
+    )
+
+
+def _black_box(free: Mapping[str, Tensor], gradient: Mapping[str, Tensor], n: int) -> Sign | None:
+    """Which samples were fooled without and with gradients, of `n` that could be."""
+    if not free:
+        return None
+    by_free, by_gradient = (torch.stack(list(flags.values())).any(0) for flags in (free, gradient))
+    only = int((by_free & ~by_gradient).sum())
+    if only <= max(1.0, NOTEWORTHY * n):
+        return None
+    return Sign(
+        "black box",
+        f"{', '.join(free)} fooled {only} samples ({only / n:.1%}) that no attack with gradients did "
+        f"({int(by_gradient.sum()) / n:.1%} fooled by those), though these know more: the gradient is of little use, "
+        "or they are too weak. Add other losses, targets and restarts, run the black-box attacks for longer, or adapt "
+        "an attack to the model.",
+    )
+
+
+def _one_step(name: str, fooled: Tensor, iterative: Mapping[str, Tensor], n: int) -> Sign | None:
+    single, best = int(fooled.sum()), max(int(flags.sum()) for flags in iterative.values())
+    if single - best <= max(1.0, NOTEWORTHY * n):
+        return None
+    return Sign(
+        "one step",
+        f"{name}, a single step, fooled {single / n:.1%}, and the best attack of many steps {best / n:.1%}. The "
+        "gradient misleads after the first step, as after catastrophic overfitting; use smaller steps, restarts "
+        "and Square.",
+    )
+
+
+# --- helpers
+
+
+@contextmanager
+def _probe(model: nn.Module, x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images and labels spread evenly over the data set, on the model's device; inside, all is as for an attack."""
+    if len(x) < 2 or y.shape != x.shape[:1]:
+        raise TrlError(f"images {tuple(x.shape)} with labels {tuple(y.shape)}: give one label per image, at least two")
+    device = device_of(model)
+    rows = torch.linspace(0, len(x) - 1, min(PROBE, len(x))).long()
+    generators = range(torch.cuda.device_count()) if device.type == "cuda" else ()
+    with frozen(model), full_precision(device), torch.random.fork_rng(generators):
+        yield as_input(x[rows.to(x.device)], device).clone(), y[rows.to(y.device)].to(device, torch.int64)
+
+
+def _logits(model: nn.Module, x: Tensor) -> Tensor:
+    logits = model(x)
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
+        given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise TrlError(f"the model answers {given} to {len(x)} images: it must return logits [n, classes]")
+    if logits.isnan().any():
+        raise TrlError("the model's logits are NaN: its weights or its normalisation are broken")
+    return logits
+
+
+def _differ(a: Tensor, b: Tensor) -> Tensor:
+    """bool [n]: do the logits of an image differ by more than rounding?"""
+    near = (a - b).norm(dim=1) <= AGREEMENT * a.norm(dim=1)
+    return ~(near | (a == b).all(1))  # infinite logits differ from themselves by NaN
+
+
+def _blind(values: Tensor, x: Tensor) -> Tensor:
+    """bool [n]: is the gradient of the loss [n] at x exactly zero, or not finite?"""
+    if not values.requires_grad:
+        return torch.ones(len(x), dtype=torch.bool, device=x.device)
+    (gradient,) = torch.autograd.grad(values.sum(), x, retain_graph=True, materialize_grads=True)
+    largest = gradient.flatten(1).abs().amax(1)
+    return (largest == 0) | ~largest.isfinite()
+
+
+def _share(flags: Tensor) -> str:
+    return f"{float(flags.float().mean()):.0%} of the images"

@@ -1,0 +1,192 @@
+"""What a command line names: a model in a folder, a file or a Python module; a data set by its name or in a file."""
+
+import importlib
+import os
+import re
+import sys
+import traceback
+import zipfile
+from collections.abc import Mapping
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from trl.data import DATASETS, load_dataset
+from trl.errors import TrlError
+from trl.models import MODELS, Classifier, build_model, load_model
+
+ORDERED = (".pth", ".pt")  # torch.save keeps the order of the weights, safetensors does not
+
+
+class Images(NamedTuple):
+    """Images, uint8 or float in [0, 1], [n,…], their labels, integer [n], and the number of classes if it is known."""
+
+    images: Tensor
+    labels: Tensor
+    classes: int | None
+
+
+def parse_choice(text: str) -> tuple[str, dict[str, Any]]:
+    """`name` or `name:option=value,…` as name and options; a list is written `[a, b]`. TrlError if it is neither."""
+    name, _, rest = text.partition(":")
+    try:
+        options = yaml.safe_load("{" + rest.replace("=", ": ") + "}")
+    except yaml.YAMLError:
+        options = None
+    named = isinstance(options, dict) and all(isinstance(key, str) for key in options)
+    if not name or not named or len(options) != rest.count("="):
+        raise TrlError(f"{text!r} is not understood; write NAME or NAME:option=value,option=value")
+    return name, options
+
+
+def open_images(source: str, samples: int | None = None) -> Images:
+    """The first `samples` test images of the data set called `source`, or of a .safetensors or .npz file.
+
+    Such a file holds `images` and `labels`. TrlError: no such data set or file, or one that is damaged.
+    """
+    path = Path(source)
+    if path.suffix in (".safetensors", ".npz"):
+        arrays = _read_npz(path) if path.suffix == ".npz" else _read_safetensors(path)
+        missing = {"images", "labels"} - arrays.keys()
+        if missing:
+            raise TrlError(f"{path}: no {' and no '.join(sorted(missing))}; it holds {', '.join(arrays) or 'nothing'}")
+        found = Images(arrays["images"], arrays["labels"], None)
+    else:
+        try:
+            dataset = load_dataset(source)
+        except TrlError as error:
+            if source in DATASETS.names():
+                raise
+            raise TrlError(f"{error}; or a .safetensors or .npz file with images and labels") from None
+        found = Images(dataset.test.images, dataset.test.labels, len(dataset.classes))
+    return Images(found.images[:samples], found.labels[:samples], found.classes)
+
+
+def open_model(source: str, architecture: str | None, shape: tuple[int, ...]) -> tuple[nn.Module, list[str]]:
+    """The model that `source` names, in eval mode, and what the user should know about how it was read.
+
+    `source`: a folder written by `save_model`; a file of weights (.safetensors, .pt, .pth) for `architecture`, written
+    as `parse_choice` reads it, on images of `shape`; or `package.module:name`, a module or a function that makes one.
+    Weights are matched by name, else, in files that keep it, by order and shape. TrlError if that leads to no model.
+    """
+    path = Path(source)
+    notes: list[str] = []
+    if path.is_dir():
+        model: nn.Module = load_model(path)
+    elif path.suffix in (".safetensors", *ORDERED):
+        model, notes = _from_weights(path, architecture, shape)
+    elif re.fullmatch(r"[\w.]+:[\w.]+", source):
+        model = _from_python(source)
+    else:
+        raise TrlError(
+            f"no model {source!r}; give a folder with model.safetensors and config.json, "
+            "a .safetensors, .pt or .pth file, or package.module:function"
+        )
+    return model.eval(), notes
+
+
+def _from_weights(path: Path, architecture: str | None, shape: tuple[int, ...]) -> tuple[Classifier, list[str]]:
+    weights = _read_torch(path) if path.suffix in ORDERED else _read_safetensors(path)
+    if architecture is None:
+        raise TrlError(f"{path}: holds weights only; give --architecture, one of {', '.join(MODELS.names())}")
+    name, options = parse_choice(architecture)
+    MODELS.check(name, options)
+    last = weights.get("head.bias", [*weights.values()][-1])  # one value for each class
+    model = build_model(name, len(last) if last.ndim else 0, shape, **options)  # type: ignore[arg-type]  # it checks
+    expected = model.state_dict()
+    by_name = expected.keys() == weights.keys()
+    if not by_name and path.suffix not in ORDERED:
+        odd = sorted(expected.keys() ^ weights.keys())[0]
+        raise TrlError(f"{path}: does not fit {name} at {odd!r}; a .safetensors file must have the names of {name}")
+    chosen = {}
+    for wanted, given in zip_longest(expected, expected if by_name else weights):
+        there, here = (_shape(tensors.get(key)) for tensors, key in ((expected, wanted), (weights, given)))
+        if there != here:
+            raise TrlError(
+                f"{path}: does not fit {architecture} for images {list(shape)}: "
+                f"expected {wanted} {there}, found {given} {here}"
+            )
+        chosen[wanted] = weights[given]
+        if not chosen[wanted].isfinite().all():
+            raise TrlError(f"{path}: {given!r} holds NaN or infinite values")
+    model.load_state_dict(chosen)
+    return model, [] if by_name else [f"{path}: weights matched by order and shape, since their names are not {name}'s"]
+
+
+def _from_python(source: str) -> nn.Module:
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    module, attribute = source.split(":")
+    try:
+        found: Any = importlib.import_module(module)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+        model = found if isinstance(found, nn.Module) else found()
+    except TrlError:
+        raise
+    except Exception as error:  # whatever the user's code raises: where it did is what helps
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        where = (
+            f" ({last.filename}:{last.lineno})"
+            if last.filename not in (__file__, "<frozen importlib._bootstrap>")
+            else ""
+        )
+        raise TrlError(f"{source}: {describe(error)}{where}") from None
+    if not isinstance(model, nn.Module):
+        raise TrlError(f"{source}: gives a {type(model).__name__}, not a torch.nn.Module")
+    return model
+
+
+def _read_torch(path: Path) -> dict[str, Tensor]:
+    """A state dict; `state_dict` in a checkpoint, and the prefix `module.` of nn.DataParallel, are seen through."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise TrlError(f"{path}: cannot be read ({error.strerror})") from None
+    except Exception as error:  # a file of another kind can make the unpickler fail in any way
+        if "weights_only" in str(error):
+            raise TrlError(f"{path}: holds more than tensors, which is not loaded; save model.state_dict()") from None
+        raise TrlError(f"{path}: damaged ({describe(error)})") from None
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    if not (isinstance(content, Mapping) and content and all(isinstance(v, Tensor) for v in content.values())):
+        raise TrlError(f"{path}: no state dict; save model.state_dict()")
+    return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        tensors = load_file(path)
+    except OSError as error:
+        raise TrlError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except SafetensorError as error:
+        raise TrlError(f"{path}: damaged ({describe(error)})") from None
+    if not tensors:
+        raise TrlError(f"{path}: holds nothing")
+    return tensors
+
+
+def _read_npz(path: Path) -> dict[str, Tensor]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: torch.from_numpy(file[name]) for name in file.files if name in ("images", "labels")}
+    except OSError as error:
+        raise TrlError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise TrlError(f"{path}: no .npz file of numbers ({describe(error)})") from None
+
+
+def describe(error: Exception) -> str:
+    """An exception that is not ours in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _shape(tensor: Tensor | None) -> str:
+    return "nothing" if tensor is None else str(list(tensor.shape))
