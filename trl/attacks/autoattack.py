@@ -64,7 +64,7 @@ def build_autoattack(
         "apgd_t": partial(apgd_t, threat=threat, targets=5 if l1 and version != "plus" else 9),
         "fab": partial(fab, threat=threat, restarts=5 if version == "plus" else 1),
         "fab_t": partial(fab_t, threat=threat, targets=9),
-        "square": partial(square, threat=threat, queries=5000),
+        "square": partial(square, threat=threat, queries=5000, rescale_schedule=False),
     }
     for part in parts:
         if part not in known:

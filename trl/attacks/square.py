@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from trl.attacks.criterion import MISCLASSIFIED, Criterion
-from trl.attacks.inner import check_input, check_positive, frozen, judge
+from trl.attacks.inner import check_input, check_positive, frozen, judge, logits_of
 from trl.attacks.losses import LOSSES
 from trl.errors import TrlError
 from trl.number import Count, Fraction
@@ -59,7 +59,9 @@ def square(
     pace = 10_000 / queries if rescale_schedule else 1
 
     def ask(images: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        return judge(viewed, images.reshape(len(images), *x.shape[1:]), y, criterion, scored, classes)
+        with torch.autocast(x.device.type, enabled=False):
+            outputs = logits_of(viewed, images.reshape(len(images), *x.shape[1:]), classes)
+        return criterion.met(outputs, y), scored(outputs, y)
 
     def search(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x_adv = start(x, threat)
@@ -89,13 +91,14 @@ def square(
             return x.clone()
         images = x.reshape(_image_shape(x))
         best = images.clone()
-        fooled, highest = ask(x, y)
+        fooled, highest = judge(viewed, x, y, criterion, scored, classes)
         highest.fill_(-torch.inf)
         for _ in range(restarts):
             left = (~fooled).nonzero().squeeze(1)
             if len(left) == 0:
                 break
-            x_adv, now_fooled, value = search(images[left], y[left])
+            x_adv, _, value = search(images[left], y[left])
+            now_fooled, _ = judge(viewed, x_adv.reshape(x[left].shape), y[left], criterion, scored, classes)
             better = now_fooled | (value > highest[left])
             _note((best, fooled, highest), left[better], (x_adv[better], now_fooled[better], value[better]))
         return torch.empty_like(x).copy_(best.reshape(x.shape))

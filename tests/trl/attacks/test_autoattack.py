@@ -35,7 +35,7 @@ def test_standard_has_the_authors_budgets(threat: Threat) -> None:
         "apgd_ce": {"attack": "apgd", "loss": "ce", "restarts": 1},
         "apgd_t": {"attack": "apgd_t", "targets": 9},
         "fab_t": {"attack": "fab_t", "targets": 9},
-        "square": {"attack": "square", "queries": 5000},
+        "square": {"attack": "square", "queries": 5000, "rescale_schedule": False},
     }
 
 

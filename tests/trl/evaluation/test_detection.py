@@ -112,15 +112,15 @@ def test_figures_are_scikit_learns_and_their_definitions(natural: torch.Tensor, 
 
 
 def test_intervals_cover_the_truth() -> None:
-    """Of 40 samples from two normal distributions a unit apart, the 95 % interval misses few."""
+    """Of 20 samples from two normal distributions a unit apart, the 95 % interval misses few."""
     covered = 0
-    for seed in range(40):
+    for seed in range(20):
         generator = torch.Generator().manual_seed(seed)
         natural, adversarial = torch.randn(2, 150, generator=generator)
         auc = detection_figures(natural, adversarial + 1, resamples=100)["auc"]
         assert 0 <= auc.low < auc.value < auc.high <= 1
         covered += auc.low < 0.7602 < auc.high
-    assert 34 <= covered <= 40
+    assert 16 <= covered <= 20
 
 
 def test_intervals_depend_on_the_seed_alone() -> None:

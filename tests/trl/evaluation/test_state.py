@@ -147,7 +147,7 @@ survive(sys.argv[1])
 
 def survive(folder: str | None) -> Evaluation:
     """Long enough to be killed in its middle."""
-    x, y = images(400)
+    x, y = images(160)
     attack = partial(pgd, threat=THREAT, steps=40, restarts=2, loss="dlr")
     return evaluate(Net(), x, y, {"both": Ensemble({"a": attack, "b": attack})}, THREAT, 4, state=folder)
 
