@@ -6,6 +6,7 @@ the authors' code differ, this follows the code, which is what the published rob
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise, repeat
 from typing import Any, Literal
@@ -19,6 +20,8 @@ from trl.attacks.losses import LOSSES, Loss
 from trl.errors import TrlError
 from trl.number import Count
 from trl.threat import L1, Threat
+
+ROUGH = 0.5  # share of the steps that follow the caller's autocast: half precision cannot place the last ones
 
 Objective = Callable[[Tensor], Loss]  # the loss to use, given the class [n] that each sample is led to
 
@@ -165,11 +168,14 @@ class _Search(ABC):
         """`steps` steps, or fewer if no sample is left."""
         if steps == 0:
             return
+        autocast, self.precise = torch.is_autocast_enabled(self.x.device.type), False
         self._look(ascend=True)
         self.rises.zero_()
         periods = self.periods(steps)
         checkpoint = period = next(periods)
         for step in range(1, steps + 1):
+            if autocast and step == int(ROUGH * steps) + 1:
+                self._sharpen()
             self.move(step)
             self._look(ascend=step < steps)
             if self.final and (step == steps or step & (step - 1) == 0):  # rarely, since it waits for the device
@@ -198,14 +204,22 @@ class _Search(ABC):
         self.project = self.threat.projection(self.x)
         self.ascended = self.runs.criterion.loss(self.objective(self.target))
 
+    def _sharpen(self) -> None:
+        """Go on in full precision, from the best iterates, whose losses so far are no measure for those to come."""
+        self.precise = True
+        self.x_adv, self.met = self.x_best.clone(), torch.zeros_like(self.met)
+        self.highest = torch.full_like(self.highest, -torch.inf)
+        self._look(ascend=True)
+
     def _look(self, ascend: bool) -> None:
         """Evaluate the iterate; keep it if it meets the criterion, or no other did and its loss is the highest."""
         runs = self.runs
-        if ascend:
-            self.gradient, loss, outputs = ascent(runs.model, self.x_adv, self.y, self.ascended, runs.classes)
-        else:
-            outputs = logits_of(runs.model, self.x_adv, runs.classes)
-            loss = self.ascended(outputs, self.y)
+        with torch.autocast(self.x.device.type, enabled=False) if self.precise else nullcontext():
+            if ascend:
+                self.gradient, loss, outputs = ascent(runs.model, self.x_adv, self.y, self.ascended, runs.classes)
+            else:
+                outputs = logits_of(runs.model, self.x_adv, runs.classes)
+                loss = self.ascended(outputs, self.y)
         loss, met = loss.nan_to_num(nan=-torch.inf), runs.criterion.met(outputs, self.y) & self.final
         self.rises += loss > self.loss
         self.loss, higher = loss, loss > self.highest

@@ -222,3 +222,17 @@ def test_runs_towards_the_likeliest_other_classes(classes: int, targets: int, ru
         margins = [(model(point)[0, target] - model(point)[0, 0]).item() for point in run]
         slope = (weight[target] - weight[0]).abs().sum() * 0.05
         assert margins[-1] == pytest.approx((model(x)[0, target] - model(x)[0, 0] + slope).item(), rel=2e-2)
+
+
+def test_under_autocast_the_second_half_is_in_full_precision() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3))
+    x, seen = torch.rand(6, 1, 4, 4), []
+    y = model(x).argmax(1)
+    model[-1].register_forward_hook(lambda _, __, output: seen.append(output.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        apgd(model, x, y, Linf(1e-4), steps=40)
+    searched = seen[1:-1]  # between the verdicts on x and on the result
+    assert searched[:21] == [torch.bfloat16] * 21  # the start and 20 steps
+    assert set(searched[21:]) == {torch.float32}
+    assert len(searched) == 1 + 40 + 1  # and the best iterate once more

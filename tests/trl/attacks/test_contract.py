@@ -21,7 +21,7 @@ from trl.threat import L2, Linf, Threat, build_threat
 SINGLE = [name for name in ATTACKS.names() if name != "autoattack"]  # whose parts are these
 names = pytest.mark.parametrize("name", SINGLE)
 WITHOUT_GRADIENT = ("square",)
-IN_FULL_PRECISION = ("square", "cw_l2")
+IN_FULL_PRECISION = ("square", "cw_l2", "fab", "fab_t")
 norms = pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 
 
