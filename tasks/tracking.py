@@ -296,7 +296,7 @@ def _attack_metrics(path: Path) -> list[Any]:
         for name, parts in figures.get("stages", {}).items()
         for part, value in parts.items()
     }
-    warnings = {"robust/warnings": len(figures["warnings"])}
+    warnings = {"robust/warnings": len(figures.get("warnings", []))}
     return _metrics({"clean/accuracy": figures["clean"]["accuracy"], **robust, **stages, **warnings})
 
 
