@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tasks.stage import Stage, choose_device, run_stage
+from tasks.stage import Stage, run_stage
 from tasks.tracking import record_model
 
 
@@ -16,6 +16,7 @@ def attack_model(stage: Stage) -> None:
 
     from trl.attacks import build_attack, build_attack_at
     from trl.data import load_splits
+    from trl.device import choose_device
     from trl.evaluation import epsilon_curve, evaluate
     from trl.files import write_atomic, write_csv, write_json
     from trl.models import load_model

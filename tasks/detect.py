@@ -3,7 +3,7 @@
 import sys
 from typing import Any
 
-from tasks.stage import Stage, choose_device, run_stage
+from tasks.stage import Stage, run_stage
 from tasks.tracking import record_model
 
 
@@ -14,8 +14,9 @@ def detect(stage: Stage) -> None:
     from trl.attacks import build_attack
     from trl.data import load_splits
     from trl.detectors import build_detector
+    from trl.device import choose_device
     from trl.evaluation import embed, perturb
-    from trl.evaluation.detection import by_subset, detection_figures, roc_points
+    from trl.evaluation.detection import by_subset, detection_auc, roc_points
     from trl.evaluation.representation import knn_accuracy, shift_ratios, tsne
     from trl.files import write_csv, write_json
     from trl.models import load_model
@@ -43,14 +44,10 @@ def detect(stage: Stage) -> None:
         features, logits = embed(model, adversarials, config.batch_size)
         succeeded = logits.argmax(1) != labels
         scores = detector.score(features)
-        subsets = {"all": torch.ones_like(succeeded), "successful": succeeded, "failed": ~succeeded}
-        figures = by_subset(detection_figures, natural_scores, scores, succeeded)
-        for subset, chosen in subsets.items():
-            found = figures[subset]
-            auc[subset][name] = found["auc"].value if found else None
-            if found:
-                points = roc_points(natural_scores, scores[chosen])
-                roc += [{"attack": name, "subset": subset, "fpr": fpr, "tpr": tpr} for fpr, tpr in points]
+        for subset, area in by_subset(detection_auc, natural_scores, scores, succeeded).items():
+            auc[subset][name] = area
+        for subset, points in by_subset(roc_points, natural_scores, scores, succeeded).items():
+            roc += [{"attack": name, "subset": subset, "fpr": fpr, "tpr": tpr} for fpr, tpr in points or ()]
         if position == 0:  # the analyses of the embeddings are made under the first attack
             first_features, predicted = features, logits.argmax(1)
 

@@ -1,6 +1,5 @@
 """Write one trained model, with a model card of its results, to a folder that can be handed on."""
 
-import hashlib
 import sys
 from pathlib import Path
 
@@ -12,15 +11,14 @@ def export(stage: Stage, out: Path) -> None:
     from trl.data import load_splits
     from trl.errors import TrlError
     from trl.export import export_model
-    from trl.models import load_model
+    from trl.models import load_model, weights_sha256
     from trl.report import load_results
     from trl.report.card import ModelFacts
 
     folder = stage.model_paths.model
     results = load_results(stage.paths.metrics, (stage.method,), (stage.seed,)).models[0]
     model = load_model(folder)
-    weights = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-    if weights != results.train.weights:
+    if weights_sha256(folder) != results.train.weights:
         raise TrlError(f"{stage.model_paths.metrics}: measured on other weights than {folder} holds; run `dvc repro`")
     facts = ModelFacts(
         name=f"{stage.recipe_name}_{stage.method}_{stage.seed}",

@@ -1,4 +1,4 @@
-"""What every stage's command shares: its arguments, its device, and errors as one line."""
+"""What every stage's command shares: its arguments, and errors as one line."""
 
 import argparse
 import sys
@@ -9,10 +9,7 @@ from types import MappingProxyType
 
 from tasks.paths import ModelPaths, RecipePaths
 from trl.config import Params, Recipe, load_params
-from trl.device import choose_device
 from trl.errors import TrlError
-
-__all__ = ["Stage", "choose_device", "run_stage"]
 
 
 @dataclass(frozen=True)

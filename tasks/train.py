@@ -7,7 +7,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from tasks.stage import Stage, choose_device, run_stage
+from tasks.stage import Stage, run_stage
 from tasks.tracking import ModelRun
 
 
@@ -17,9 +17,10 @@ def train_model(stage: Stage) -> None:
 
     from trl.attacks import build_attack, build_attack_at
     from trl.data import TrainingData, load_splits
+    from trl.device import choose_device
     from trl.errors import TrlError
     from trl.files import write_csv, write_json
-    from trl.models import build_model, save_model
+    from trl.models import build_model, save_model, weights_sha256
     from trl.objectives import build_objective
     from trl.objectives.base import Setting
     from trl.progress import say
@@ -69,7 +70,7 @@ def train_model(stage: Stage) -> None:
 
     model.load_state_dict(outcome.state)
     save_model(model, stage.model_paths.model)
-    weights = hashlib.sha256((stage.model_paths.model / "model.safetensors").read_bytes()).hexdigest()
+    weights = weights_sha256(stage.model_paths.model)
     best = outcome.best
     write_csv(stage.model_paths.metrics / "training.csv", outcome.history)
     write_json(

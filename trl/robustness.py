@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trl.errors import TrlError
+from trl.errors import TrlError, in_one_line
 
 if TYPE_CHECKING:  # PyTorch is loaded when the arguments have been read
     from torch import Tensor, nn
@@ -214,7 +214,6 @@ def _try(model: "nn.Module", x: "Tensor", classes: int | None, data: str) -> Non
     import torch
 
     from trl.evaluation.inference import as_input, device_of
-    from trl.sources import describe
 
     try:
         with torch.no_grad():
@@ -222,7 +221,7 @@ def _try(model: "nn.Module", x: "Tensor", classes: int | None, data: str) -> Non
     except TrlError:
         raise
     except Exception as error:  # whatever the user's model raises
-        raise TrlError(f"the model cannot answer images {list(x.shape[1:])} of {data}: {describe(error)}") from None
+        raise TrlError(f"the model cannot answer images {list(x.shape[1:])} of {data}: {in_one_line(error)}") from None
     if classes and getattr(logits, "ndim", 0) == 2 and logits.shape[1] != classes:
         raise TrlError(f"the model has {logits.shape[1]} classes, but {data} has {classes}; give the data it is for")
 

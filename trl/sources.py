@@ -5,21 +5,18 @@ import os
 import re
 import sys
 import traceback
-import zipfile
 from collections.abc import Mapping
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import yaml
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from trl.arrays import read_npz, read_safetensors
 from trl.data import DATASETS, load_dataset
-from trl.errors import TrlError
+from trl.errors import TrlError, in_one_line
 from trl.models import MODELS, Classifier, build_model, load_model
 
 ORDERED = (".pth", ".pt")  # torch.save keeps the order of the weights, safetensors does not
@@ -53,8 +50,9 @@ def open_images(source: str, samples: int | None = None) -> Images:
     """
     path = Path(source)
     if path.suffix in (".safetensors", ".npz"):
-        arrays = _read_npz(path) if path.suffix == ".npz" else _read_safetensors(path)
-        missing = {"images", "labels"} - arrays.keys()
+        wanted = ("images", "labels")
+        arrays = read_npz(path, wanted) if path.suffix == ".npz" else read_safetensors(path)
+        missing = set(wanted) - arrays.keys()
         if missing:
             raise TrlError(f"{path}: no {' and no '.join(sorted(missing))}; it holds {', '.join(arrays) or 'nothing'}")
         found = Images(arrays["images"], arrays["labels"], None)
@@ -93,7 +91,9 @@ def open_model(source: str, architecture: str | None, shape: tuple[int, ...]) ->
 
 
 def _from_weights(path: Path, architecture: str | None, shape: tuple[int, ...]) -> tuple[Classifier, list[str]]:
-    weights = _read_torch(path) if path.suffix in ORDERED else _read_safetensors(path)
+    weights = _read_torch(path) if path.suffix in ORDERED else read_safetensors(path)
+    if not weights:
+        raise TrlError(f"{path}: holds nothing")
     if architecture is None:
         raise TrlError(f"{path}: holds weights only; give --architecture, one of {', '.join(MODELS.names())}")
     name, options = parse_choice(architecture)
@@ -138,7 +138,7 @@ def _from_python(source: str) -> nn.Module:
             if last.filename not in (__file__, "<frozen importlib._bootstrap>")
             else ""
         )
-        raise TrlError(f"{source}: {describe(error)}{where}") from None
+        raise TrlError(f"{source}: {in_one_line(error)}{where}") from None
     if not isinstance(model, nn.Module):
         raise TrlError(f"{source}: gives a {type(model).__name__}, not a torch.nn.Module")
     return model
@@ -153,39 +153,12 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # a file of another kind can make the unpickler fail in any way
         if "weights_only" in str(error):
             raise TrlError(f"{path}: holds more than tensors, which is not loaded; save model.state_dict()") from None
-        raise TrlError(f"{path}: damaged ({describe(error)})") from None
+        raise TrlError(f"{path}: damaged ({in_one_line(error)})") from None
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if not (isinstance(content, Mapping) and content and all(isinstance(v, Tensor) for v in content.values())):
         raise TrlError(f"{path}: no state dict; save model.state_dict()")
     return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        tensors = load_file(path)
-    except OSError as error:
-        raise TrlError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except SafetensorError as error:
-        raise TrlError(f"{path}: damaged ({describe(error)})") from None
-    if not tensors:
-        raise TrlError(f"{path}: holds nothing")
-    return tensors
-
-
-def _read_npz(path: Path) -> dict[str, Tensor]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: torch.from_numpy(file[name]) for name in file.files if name in ("images", "labels")}
-    except OSError as error:
-        raise TrlError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise TrlError(f"{path}: no .npz file of numbers ({describe(error)})") from None
-
-
-def describe(error: Exception) -> str:
-    """An exception that is not ours in one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _shape(tensor: Tensor | None) -> str:

@@ -47,9 +47,9 @@ class Threat(ABC):
         A tensor holds a step size per sample: [n,1,…]. A zero gradient moves nothing.
         """
 
-    @abstractmethod
     def distance(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """The norm of `x_adv - x` per sample: [n]."""
+        return length(x_adv - x, self.name).flatten()
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """`projection(x)` applied once."""
@@ -76,10 +76,6 @@ class Linf(Threat):
             return torch.addcmul(x_adv, gradient.sign(), step_size)
         return torch.add(x_adv, gradient.sign(), alpha=step_size)
 
-    def distance(self, x_adv: Tensor, x: Tensor) -> Tensor:
-        """Largest absolute change per sample: [n]."""
-        return (x_adv - x).abs().amax(_dims(x))
-
 
 class L2(Threat):
     """The Euclidean length of an image's change is at most `epsilon`."""
@@ -93,7 +89,7 @@ class L2(Threat):
         radius = max(0.0, self.epsilon - math.sqrt(x.shape[1:].numel()) * precision.eps / 2)
 
         def project(x_adv: Tensor) -> Tensor:
-            shrink = radius / _length(x_adv - x).clamp_(min=precision.tiny)
+            shrink = radius / length(x_adv - x, "l2").clamp_(min=precision.tiny)
             return torch.lerp(x, x_adv, shrink.clamp_(max=1)).clamp_(0, 1)
 
         return project
@@ -101,19 +97,15 @@ class L2(Threat):
     def random_start(self, x: Tensor) -> Tensor:
         """A Gaussian direction with length epsilon·U^(1/d), which is uniform in the ball; then clamped to [0, 1]."""
         noise, d = torch.empty_like(x).normal_(), x.shape[1:].numel()
-        length = self.epsilon * torch.rand_like(_length(x)).pow_(1 / d)
-        return self.project(x + noise * (length / _length(noise)), x)
+        size = length(noise, "l2")
+        return self.project(x + noise * (self.epsilon * torch.rand_like(size).pow_(1 / d) / size), x)
 
     def ascend(self, x_adv: Tensor, gradient: Tensor, step_size: float | Tensor) -> Tensor:
         """A step along the normalised gradient."""
         # first divided by its largest value, since the squares of a small gradient underflow
-        largest = gradient.abs().amax(_dims(gradient), keepdim=True)
+        largest = gradient.abs().amax(dims_of(gradient), keepdim=True)
         direction = gradient / largest.clamp_(min=torch.finfo(gradient.dtype).tiny)
-        return x_adv + direction * (step_size / _length(direction).clamp_(min=1))
-
-    def distance(self, x_adv: Tensor, x: Tensor) -> Tensor:
-        """Euclidean length of the change per sample: [n]."""
-        return _length(x_adv - x).flatten()
+        return x_adv + direction * (step_size / length(direction, "l2").clamp_(min=1))
 
 
 class L1(Threat):
@@ -123,7 +115,7 @@ class L1(Threat):
 
     def projection(self, x: Tensor) -> Callable[[Tensor], Tensor]:
         """The nearest point inside (Croce & Hein 2021, arXiv 2103.01208, proposition 2.1)."""
-        precision, dims = torch.finfo(x.dtype), _dims(x)
+        precision, dims = torch.finfo(x.dtype), dims_of(x)
         radius = self.epsilon * (1 - 4 * precision.eps)  # room for the rounding of relative size eps below
 
         def project(x_adv: Tensor) -> Tensor:
@@ -147,7 +139,7 @@ class L1(Threat):
     def random_start(self, x: Tensor) -> Tensor:
         """Uniform in the ball: signed exponentials over the sum of themselves and one more; then clamped to [0, 1]."""
         noise = torch.empty_like(x).exponential_()
-        total = noise.sum(_dims(x), keepdim=True)
+        total = noise.sum(dims_of(x), keepdim=True)
         noise *= self.epsilon / (total + torch.empty_like(total).exponential_())
         return self.project(x + noise.copysign_(torch.empty_like(x).uniform_(-1, 1)), x)
 
@@ -167,12 +159,8 @@ class L1(Threat):
             threshold = slope.flatten(1).topk(math.ceil(d / 100)).values[:, -1:]
         else:  # sorted, since topk with the most that a sample has needs to know that number on the host
             threshold = slope.flatten(1).sort(descending=True).values.gather(1, values.clamp(1, d)[:, None] - 1)
-        signs *= (slope > 0) & (slope >= threshold.reshape(-1, *(1 for _ in _dims(x_adv))))
-        return x_adv + signs * (step_size / signs.abs().sum(_dims(signs), keepdim=True).clamp_(min=1))
-
-    def distance(self, x_adv: Tensor, x: Tensor) -> Tensor:
-        """Sum of the absolute changes per sample: [n]."""
-        return (x_adv - x).abs().sum(_dims(x))
+        signs *= (slope > 0) & (slope >= column(threshold, x_adv))
+        return x_adv + signs * (step_size / signs.abs().sum(dims_of(signs), keepdim=True).clamp_(min=1))
 
 
 THREATS: dict[str, type[Threat]] = {threat.name: threat for threat in (Linf, L2, L1)}
@@ -185,15 +173,24 @@ def build_threat(norm: str, epsilon: float) -> Threat:
     return THREATS[norm](epsilon)
 
 
-def _dims(batch: Tensor) -> tuple[int, ...]:
+def dims_of(batch: Tensor) -> tuple[int, ...]:
     """All dimensions but the first."""
     return tuple(range(1, batch.ndim))
 
 
-def _length(batch: Tensor) -> Tensor:
-    """Euclidean length per sample, shaped to broadcast: [n,1,…]."""
-    # not linalg.vector_norm, which on the CPU adds value by value: wrong by 1e-4 for 150,000 equal values
-    return batch.square().sum(_dims(batch), keepdim=True).sqrt_()
+def column(values: Tensor, batch: Tensor) -> Tensor:
+    """A value per sample, [n], shaped to broadcast along `batch`: [n,1,…]."""
+    return values.reshape(-1, *(1 for _ in dims_of(batch)))
+
+
+def length(batch: Tensor, norm: str) -> Tensor:
+    """The norm (`linf`, `l2`, `l1`) of each sample, shaped to broadcast: [n,1,…]."""
+    dims = dims_of(batch)
+    if norm == "l2":
+        # not linalg.vector_norm, which on the CPU adds value by value: wrong by 1e-4 for 150,000 equal values
+        return batch.square().sum(dims, keepdim=True).sqrt_()
+    size = batch.abs()
+    return size.amax(dims, keepdim=True) if norm == "linf" else size.sum(dims, keepdim=True)
 
 
 def _shrunk(size: Tensor, room: Tensor, radius: float) -> Tensor:
@@ -202,7 +199,7 @@ def _shrunk(size: Tensor, room: Tensor, radius: float) -> Tensor:
     For samples where a shift of 0 leaves more than that. The sum falls piecewise linearly with the shift, so false
     position (Illinois, with a bisection now and then) finds the piece in a few passes, where a sort would take longer.
     """
-    dims, tiny, kept = _dims(size), torch.finfo(size.dtype).tiny, torch.empty_like(size)
+    dims, tiny, kept = dims_of(size), torch.finfo(size.dtype).tiny, torch.empty_like(size)
 
     def excess(shift: Tensor) -> Tensor:
         torch.minimum(torch.sub(size, shift, out=kept).clamp_(min=0), room, out=kept)

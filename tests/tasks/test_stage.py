@@ -4,7 +4,8 @@ import pytest
 
 from tasks.paths import RecipePaths
 from tasks.prepare import prepare
-from tasks.stage import Stage, choose_device, run_stage
+from tasks.stage import Stage, run_stage
+from trl.device import choose_device
 from trl.errors import TrlError
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"

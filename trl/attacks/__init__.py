@@ -7,12 +7,9 @@ The model runs in eval mode with frozen parameters; its parameters, gradients, b
 Randomness comes from torch's global generator. TrlError for images or labels that do not fit.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
-
-from torch import Tensor, nn
 
 from trl.attacks.apgd import apgd, apgd_t
 from trl.attacks.autoattack import autoattack, build_autoattack
@@ -22,13 +19,12 @@ from trl.attacks.deepfool import deepfool
 from trl.attacks.eot import EoT
 from trl.attacks.fab import fab, fab_t
 from trl.attacks.fgsm import fgsm
+from trl.attacks.inner import Attack
 from trl.attacks.mim import mim
 from trl.attacks.pgd import bim, cw, pgd  # here and now, so that `pgd` is the function, whoever imports its module
 from trl.attacks.square import square
 from trl.registry import Registry
 from trl.threat import Threat
-
-Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 ATTACKS = Registry(
     "attack",

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from trl.attacks.criterion import MISCLASSIFIED, Criterion, Targeted
 from trl.attacks.inner import ascent, check_input, check_positive, frozen, judge, logits_of
-from trl.attacks.losses import LOSSES, Loss
+from trl.attacks.losses import Loss, cross_entropy, loss_called
 from trl.errors import TrlError
 from trl.number import Count
-from trl.threat import L1, Threat
+from trl.threat import L1, Threat, column
 
 ROUGH = 0.5  # share of the steps that follow the caller's autocast: half precision cannot place the last ones
 
@@ -45,15 +45,14 @@ def apgd(
     iterate with the highest loss. A restart costs `steps` gradients at most.
     """
     check_positive(steps=steps, restarts=restarts)
-    if loss not in LOSSES:
-        raise TrlError(f"unknown loss {loss!r}; known: {', '.join(LOSSES)}")
+    ascended = loss_called(loss)
     with frozen(model):
         x, y, classes = check_input(x, y)
         if len(x) == 0:
             return x.clone()
         runs = _Runs(model, x, y, threat, criterion, classes, steps)
         for _ in range(restarts):
-            runs.run(lambda _: LOSSES[loss], y)
+            runs.run(lambda _: ascended, y)
         return runs.best
 
 
@@ -107,7 +106,7 @@ class _Runs:
     ) -> None:
         self.model, self.x, self.y, self.threat, self.criterion = criterion.view(model), x, y, threat, criterion
         self.classes, self.steps, self.best = classes, steps, x.clamp(0, 1)
-        self.met, loss = judge(self.model, x, y, criterion, criterion.loss(LOSSES["ce"]), classes)
+        self.met, loss = judge(self.model, x, y, criterion, criterion.loss(cross_entropy), classes)
         self.highest = torch.full_like(loss, -torch.inf)
 
     def run(self, objective: Objective, target: Tensor) -> None:
@@ -161,7 +160,7 @@ class _Search(ABC):
         self.gradient, self.best_gradient = torch.zeros_like(start), torch.zeros_like(start)
         self.loss = self.highest = torch.full_like(runs.highest[rows], -torch.inf)
         self.met, self.rises = torch.zeros_like(rows, dtype=torch.bool), torch.zeros_like(rows)
-        self.size = torch.full_like(self._each(self.loss), self.largest_step * threat.epsilon, dtype=start.dtype)
+        self.size = torch.full_like(column(self.loss, self.x), self.largest_step * threat.epsilon, dtype=start.dtype)
         self._prepare()
 
     def run(self, steps: int) -> None:
@@ -226,13 +225,13 @@ class _Search(ABC):
         better = torch.where(self.met, met & higher, met | higher)
         self.met = self.met | met
         self.highest = torch.where(better, self.loss, self.highest)
-        better = self._each(better)
+        better = column(better, self.x)
         torch.where(better, self.x_adv, self.x_best, out=self.x_best)
         torch.where(better, self.gradient, self.best_gradient, out=self.best_gradient)
 
     def _restart(self, where: Tensor) -> None:
         """Back to the best iterate in the samples `where`: bool [n]."""
-        where = self._each(where)
+        where = column(where, self.x)
         self.x_adv = torch.where(where, self.x_best, self.x_adv)
         self.gradient = torch.where(where, self.best_gradient, self.gradient)
 
@@ -249,10 +248,6 @@ class _Search(ABC):
             if isinstance(value, Tensor):
                 setattr(self, name, value[left])
         self._prepare()
-
-    def _each(self, values: Tensor) -> Tensor:
-        """[n] → [n,1,…], to broadcast over images."""
-        return values.reshape(-1, *(1 for _ in self.x.shape[1:]))
 
 
 class _Momentum(_Search):
@@ -288,7 +283,7 @@ class _Momentum(_Search):
         self.highest_before = self.highest
         self.rises.zero_()
         self._restart(self.halved)
-        self.size = torch.where(self._each(self.halved), self.size / 2, self.size)
+        self.size = torch.where(column(self.halved, self.x), self.size / 2, self.size)
 
 
 class _Sparse(_Search):
@@ -316,7 +311,7 @@ class _Sparse(_Search):
         sparser = changed < 0.95 * self.changed
         self.changed = changed
         self._restart(sparser)
-        self.size = torch.where(self._each(sparser), largest, (self.size / 1.5).clamp_(min=largest / 10))
+        self.size = torch.where(column(sparser, self.x), largest, (self.size / 1.5).clamp_(min=largest / 10))
 
     def _changed(self) -> Tensor:
         return (self.x_best != self.x).flatten(1).sum(1)

@@ -1,6 +1,5 @@
 """AutoAttack, the field's reference for reporting robust accuracy (Croce & Hein, ICML 2020, arXiv 2003.01690)."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
@@ -11,11 +10,11 @@ from trl.attacks.criterion import MISCLASSIFIED, Criterion, Misclassified
 from trl.attacks.ensemble import Ensemble
 from trl.attacks.eot import EoT
 from trl.attacks.fab import fab, fab_t
+from trl.attacks.inner import Attack
 from trl.attacks.square import square
 from trl.errors import TrlError
 from trl.threat import Threat
 
-Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
 Part = Literal["apgd_ce", "apgd_dlr", "apgd_t", "fab", "fab_t", "square"]
 VERSIONS: dict[str, tuple[Part, ...]] = {
     "standard": ("apgd_ce", "apgd_t", "fab_t", "square"),

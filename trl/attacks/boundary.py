@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from trl.attacks.criterion import Criterion, Misclassified, Targeted
-from trl.attacks.hyperplane import length
 from trl.attacks.inner import logits_of
 from trl.attacks.losses import cw_margin
 from trl.errors import TrlError
+from trl.threat import column, length
 
 DUAL = {"linf": "l1", "l2": "l2", "l1": "linf"}  # the steepest step of size 1 climbs by this norm of the gradient
 
@@ -70,7 +70,7 @@ def nearest_boundary(
         this = _distance(values[:, i], gradient, norm)
         nearer = this < distance
         value, distance = torch.where(nearer, values[:, i], value), torch.where(nearer, this, distance)
-        normal = torch.lerp(normal, gradient, nearer.to(x.dtype).view(-1, *[1] * (x.ndim - 1)))  # faster than where
+        normal = torch.lerp(normal, gradient, column(nearer.to(x.dtype), x))  # faster than where
     return Boundary(normal, value, outputs)
 
 

@@ -8,7 +8,7 @@ from trl.attacks.inner import ascent, check_input, check_positive, frozen, judge
 from trl.attacks.losses import cw_margin
 from trl.errors import TrlError
 from trl.number import Count, NonNegative, Positive
-from trl.threat import Threat
+from trl.threat import Threat, column
 
 INSIDE = 0.99  # how far from the ends of (-1, 1) the search starts: nearer to them, tanh hardly lets values move
 LARGEST = 1e15  # gradient whose square Adam can hold in float32
@@ -58,7 +58,7 @@ def cw_l2(
             change = x_adv - x
             length = change.square().flatten(1).sum(1)
             better = (success & (length < least)) | least.isinf() & ~success
-            best = torch.where(_like(better, x), x_adv, best)
+            best = torch.where(column(better, x), x_adv, best)
             least, succeeded = torch.where(better & success, length, least), succeeded | success
             force = torch.where(success, 0, c)
             if abort_early and step % max(1, steps // ROUNDS) == 0:
@@ -66,7 +66,7 @@ def cw_l2(
                 if objective > last * (1 - GAIN):
                     break
                 last = objective
-            slope = (2 * change - _like(force, x) * gradient) * (1 - t.square()) / 2
+            slope = (2 * change - column(force, x) * gradient) * (1 - t.square()) / 2
             w.grad = slope.nan_to_num_(nan=0.0).clamp_(-LARGEST, LARGEST)
             adam.step()
         return best, least, succeeded
@@ -89,8 +89,3 @@ def cw_l2(
             c = torch.where(high.isinf(), 10 * c, (low + high) / 2)
         result[left] = threat.project(best, x)
         return result
-
-
-def _like(values: Tensor, x: Tensor) -> Tensor:
-    """`values` [n], to broadcast along x: [n,1,…]."""
-    return values.reshape(-1, *(1 for _ in x.shape[1:]))

@@ -1,12 +1,12 @@
 """Several attacks as one: each runs on the samples that the former ones did not fool."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from trl.attacks.criterion import MISCLASSIFIED, Criterion
-from trl.attacks.inner import check_input, frozen, judge
+from trl.attacks.inner import Attack, check_input, frozen, judge
 from trl.attacks.losses import cw_margin
 from trl.errors import TrlError
 
@@ -19,7 +19,7 @@ class Ensemble:
 
     def __init__(
         self,
-        parts: Mapping[str, Callable[[nn.Module, Tensor, Tensor], Tensor]],
+        parts: Mapping[str, Attack],
         criterion: Criterion = MISCLASSIFIED,
     ) -> None:
         if not parts:

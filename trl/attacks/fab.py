@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from trl.attacks.boundary import nearest_boundary, rivals
 from trl.attacks.criterion import MISCLASSIFIED, Criterion, Misclassified
-from trl.attacks.hyperplane import length, step_to_hyperplane
+from trl.attacks.hyperplane import step_to_hyperplane
 from trl.attacks.inner import check_input, check_positive, frozen, judge, logits_of
 from trl.attacks.losses import cw_margin
 from trl.errors import TrlError
 from trl.number import Count, Fraction, Positive
-from trl.threat import Threat
+from trl.threat import Threat, column, dims_of, length
 
 LEAVE = 2  # every so many steps, samples that are done leave the batch …
 CHECK = 10  # … and every so many, a multiple of it, those that are hopeless
@@ -116,30 +116,31 @@ class _Search:
                     inside = self.threat.project(found, x[left])
                     met, _ = judge(model, inside, y[left], self.criterion, loss, classes)
                     better = (met & ~done[left]) | ((met == done[left]) & (size <= distance[left]))
-                    found = torch.where(met.view(_column(x)), inside, found)
+                    found = torch.where(column(met, x), inside, found)
                     size = torch.where(met, self.threat.distance(inside, x[left]).to(size.dtype), size)
                     chosen = left[better]
                     nearest[chosen], distance[chosen], done[chosen] = found[better], size[better], met[better]
-            return torch.where(done.view(_column(x)), nearest, self.threat.project(nearest, x))
+            return torch.where(column(done, x), nearest, self.threat.project(nearest, x))
 
     def _random_start(self, x: Tensor, distance: Tensor) -> Tensor:
         """A point up to half as far away as the smallest success or the ball's boundary, whichever is nearer."""
         ball = replace(self.threat, epsilon=min(self.threat.epsilon, 1.0))  # a huge one has only corners of the box
         share = 0.5 * (distance / max(ball.epsilon, torch.finfo(x.dtype).tiny)).clamp(max=1)
-        return torch.lerp(x, ball.random_start(x), share.view(_column(x)))
+        return torch.lerp(x, ball.random_start(x), column(share, x))
 
     def _run(
         self, model: nn.Module, x: Tensor, y: Tensor, led: Tensor, start: Tensor, classes: int
     ) -> tuple[Tensor, Tensor]:
         """The smallest success found, or the last point, and its distance [n], inf if it is none (algorithm 1)."""
-        norm, column, dims = self.threat.name, _column(x), tuple(range(1, x.ndim))
+        norm, dims = self.threat.name, dims_of(x)
         rows = torch.arange(len(x), device=x.device)
-        point, found, best = start, start, x.new_full((len(x),), torch.inf).view(column)
+        point, found, best = start, start, column(x.new_full((len(x),), torch.inf), x)
         earlier = last = best  # at the last checks
         all_found, all_best = x.clone(), best.clone()
         for step in range(self.steps + 1):
             normal, value, outputs = nearest_boundary(model, point, y, led, self.criterion, norm, classes)
-            met, value, change = self.criterion.met(outputs, y).view(column), value.to(x.dtype).view(column), point - x
+            met, value = column(self.criterion.met(outputs, y), x), column(value.to(x.dtype), x)
+            change = point - x
             size = length(change, norm)
             better = met & (size < best)
             best = torch.where(better, size, best)
@@ -185,7 +186,7 @@ class _Search:
 
         Without `minimize`, only those that could come into the ball: most of them lie hardly beyond the boundary.
         """
-        loss, column = self.criterion.loss(cw_margin), _column(x)
+        loss = self.criterion.loss(cw_margin)
         far = torch.inf if self.minimize else self.threat.epsilon / max(self.beta, 0.5)
         near = torch.finfo(size.dtype).tiny if self.minimize else self.threat.epsilon
         rows = ((size > near) & (size < far)).nonzero().squeeze(1)
@@ -198,15 +199,10 @@ class _Search:
             share = (low_value / (low_value - high_value)).nan_to_num(nan=1.0).clamp(0, 1)
             middle = torch.lerp(low, high, 0.99 * share + 0.01)  # beyond the boundary, rather than just before it
             met, value = judge(
-                model, torch.lerp(x, end, middle.to(x.dtype).view(column)), y, self.criterion, loss, classes
+                model, torch.lerp(x, end, column(middle.to(x.dtype), x)), y, self.criterion, loss, classes
             )
             low, low_value = torch.where(met, low, middle), torch.where(met, low_value, value)
             high, high_value = torch.where(met, middle, high), torch.where(met, value, high_value)
-        found[rows] = end = torch.lerp(x, end, high.to(x.dtype).view(column))
+        found[rows] = end = torch.lerp(x, end, column(high.to(x.dtype), x))
         size[rows] = length(end - x, self.threat.name).flatten()
         return found, size
-
-
-def _column(x: Tensor) -> list[int]:
-    """The shape that makes a value for each sample of x broadcast."""
-    return [-1, *[1] * (x.ndim - 1)]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from trl.errors import TrlError
+from trl.threat import column, dims_of
 
 BLOCK = 2**17  # values that the CPU works on at once, so that all passes over them stay in its cache
 ROUNDS = 20  # at most, of Newton's method: each one makes residual times slope 4 times smaller, and 3 to 6 are usual
@@ -31,18 +32,9 @@ def step_to_hyperplane(x: Tensor, normal: Tensor, value: Tensor, norm: str) -> T
     return torch.cat([_step(x, normal, value, norm) for x, normal, value in zip(*parts, strict=True)])
 
 
-def length(batch: Tensor, norm: str) -> Tensor:
-    """The norm of each sample, shaped to broadcast: [n,1,…]."""
-    dims = _dims(batch)
-    if norm == "l2":
-        return batch.square().sum(dims, keepdim=True).sqrt_()
-    size = batch.abs()
-    return size.amax(dims, keepdim=True) if norm == "linf" else size.sum(dims, keepdim=True)
-
-
 def _step(x: Tensor, normal: Tensor, value: Tensor, norm: str) -> Tensor:
-    weight, value = normal.abs(), value.to(x.dtype).nan_to_num(nan=0.0).view(-1, *[1] * (x.ndim - 1))
-    scale = weight.amax(_dims(x), keepdim=True).clamp_(min=torch.finfo(x.dtype).tiny)
+    weight, value = normal.abs(), column(value.to(x.dtype).nan_to_num(nan=0.0), x)
+    scale = weight.amax(dims_of(x), keepdim=True).clamp_(min=torch.finfo(x.dtype).tiny)
     direction = normal * -value.sign()
     # how far each value can go: up to 1 if it is to rise, down to 0 if it is to fall
     room = torch.gt(direction, 0, out=torch.empty_like(x)).sub_(x).abs_()
@@ -67,7 +59,7 @@ def _level(breaks: Tensor, slope: Tensor, amount: Tensor) -> Tensor:
     The sum is concave and piecewise linear in r. So Newton's method rises from 0 to the root, and ends at it as soon as
     it is on the same piece.
     """
-    dims, part = _dims(breaks), slope * breaks
+    dims, part = dims_of(breaks), slope * breaks
     lacking = amount - part.sum(dims, keepdim=True)  # once all values are at their breaks
     level = torch.zeros_like(amount)
     for _ in range(ROUNDS):
@@ -92,7 +84,3 @@ def _l1(room: Tensor, weight: Tensor, amount: Tensor) -> Tensor:
 
 
 _STEPS = {"linf": _linf, "l2": _l2, "l1": _l1}
-
-
-def _dims(batch: Tensor) -> tuple[int, ...]:
-    return tuple(range(1, batch.ndim))

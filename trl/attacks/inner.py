@@ -1,7 +1,7 @@
 """What all gradient attacks share: checked input, a model that is left as it was, the gradient at the input."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ from trl.attacks.losses import Loss
 from trl.errors import TrlError
 from trl.modes import evaluating
 
+Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]  # (model, x, y) → x_adv
 TOLERANCE = 1e-6  # how far beyond [0, 1] rounding may have carried an image
 
 

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy as torch_cross_entropy
 
+from trl.errors import TrlError
+
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -32,3 +34,10 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
 
 
 LOSSES: dict[str, Loss] = {"ce": cross_entropy, "cw": cw_margin, "dlr": dlr}
+
+
+def loss_called(name: str) -> Loss:
+    """The loss `name`; TrlError for an unknown one."""
+    if name not in LOSSES:
+        raise TrlError(f"unknown loss {name!r}; known: {', '.join(LOSSES)}")
+    return LOSSES[name]

@@ -7,7 +7,7 @@ from trl.attacks.criterion import MISCLASSIFIED, Criterion
 from trl.attacks.inner import ascent, check_input, check_positive, frozen
 from trl.attacks.losses import cross_entropy
 from trl.number import Count, NonNegative, Positive
-from trl.threat import Threat
+from trl.threat import Threat, dims_of
 
 
 def mim(
@@ -36,7 +36,7 @@ def mim(
         project, x_adv, momentum = threat.projection(x), x, torch.zeros_like(x)
         for _ in range(steps):
             gradient = ascent(viewed, x_adv, y, ascended, classes).gradient
-            mean = gradient.abs().mean(tuple(range(1, x.ndim)), keepdim=True)
+            mean = gradient.abs().mean(dims_of(x), keepdim=True)
             momentum.mul_(decay).add_(gradient / mean.clamp_(min=torch.finfo(x.dtype).tiny))
             x_adv = project(threat.ascend(x_adv, momentum, step))
         return x_adv

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from trl.attacks.criterion import MISCLASSIFIED, Criterion
 from trl.attacks.inner import ascent, check_input, check_positive, frozen, judge
-from trl.attacks.losses import LOSSES
+from trl.attacks.losses import loss_called
 from trl.errors import TrlError
 from trl.number import Count, Positive
 from trl.threat import Threat
@@ -34,11 +34,9 @@ def pgd(
     criterion (in full precision), or else the one with the highest loss. See the package for the rest.
     """
     check_positive(steps=steps, step_size=step_size, restarts=restarts)
-    if loss not in LOSSES:
-        raise TrlError(f"unknown loss {loss!r}; known: {', '.join(LOSSES)}")
+    ascended, viewed = criterion.loss(loss_called(loss)), criterion.view(model)
     if restarts > 1 and not random_start:
         raise TrlError("restarts from the same point all end alike; use random_start or restarts=1")
-    ascended, viewed = criterion.loss(LOSSES[loss]), criterion.view(model)
     step = 2.5 * threat.epsilon / steps if step_size is None else step_size
 
     def run(x: Tensor, y: Tensor) -> Tensor:

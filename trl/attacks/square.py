@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from trl.attacks.criterion import MISCLASSIFIED, Criterion
 from trl.attacks.inner import check_input, check_positive, frozen, judge, logits_of
-from trl.attacks.losses import LOSSES
+from trl.attacks.losses import loss_called
 from trl.errors import TrlError
 from trl.number import Count, Fraction
 from trl.threat import Threat
@@ -50,12 +50,10 @@ def square(
     [n,…,h,w] all dimensions before h are channels. All in full precision, since under autocast small gains are lost.
     """
     check_positive(queries=queries, p_init=p_init, restarts=restarts)
-    if loss not in LOSSES:
-        raise TrlError(f"unknown loss {loss!r}; known: {', '.join(LOSSES)}")
+    scored, viewed = criterion.loss(loss_called(loss)), criterion.view(model)
     if threat.name not in MOVES:
         raise TrlError(f"square attacks in the norms {', '.join(MOVES)}, not in {threat.name}")
     start, propose = MOVES[threat.name]
-    scored, viewed = criterion.loss(LOSSES[loss]), criterion.view(model)
     pace = 10_000 / queries if rescale_schedule else 1
 
     def ask(images: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,25 +5,29 @@ arXiv 1602.02697; Athalye et al. 2018, section 3.1). `evaluate` checks that they
 """
 
 import hashlib
-import zipfile
-from collections.abc import Callable
+from abc import ABC, abstractmethod
 from pathlib import Path
 
-import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from trl.attacks.inner import frozen
+from trl.arrays import digest, read_npy, read_npz, read_safetensors
+from trl.attacks.inner import Attack, frozen
 from trl.errors import TrlError
 
-Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
 KEY = "adversarials"  # in a file that holds several arrays
 LEVELS = 65535  # by so many steps images are compared: a uint8 image is found again, however it was divided by 255
 
 
-def from_model(surrogate: nn.Module, attack: Attack) -> Attack:
+class Transfer(ABC):
+    """An attack (model, x, y) → x_adv that knows nothing of `model`."""
+
+    @abstractmethod
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """Adversarial images for x."""
+
+
+def from_model(surrogate: nn.Module, attack: Attack) -> Transfer:
     """An attack (model, x, y) → x_adv that runs `attack` on `surrogate`, wherever that is, and ignores `model`.
 
     An attack that goes on beyond the surrogate's boundary, such as `pgd` with one restart, transfers best.
@@ -31,7 +35,7 @@ def from_model(surrogate: nn.Module, attack: Attack) -> Attack:
     return _Surrogate(surrogate, attack)
 
 
-def from_file(path: str | Path, images: Tensor) -> Attack:
+def from_file(path: str | Path, images: Tensor) -> Transfer:
     """An attack (model, x, y) → x_adv that looks x_adv up: row i of the file belongs to row i of `images`.
 
     `images`: all that the attack will be called with, uint8 or float in [0, 1], [n,…]. The file: safetensors (key
@@ -41,7 +45,7 @@ def from_file(path: str | Path, images: Tensor) -> Attack:
     return _Stored(Path(path), images)
 
 
-class _Surrogate:
+class _Surrogate(Transfer):
     def __init__(self, surrogate: nn.Module, attack: Attack) -> None:
         self.surrogate, self.attack = surrogate, attack
 
@@ -53,13 +57,10 @@ class _Surrogate:
 
     def __repr__(self) -> str:
         """Distinct for distinct weights, since a resumed evaluation compares it."""
-        digest = hashlib.blake2b(digest_size=12)
-        for tensor in self.surrogate.state_dict().values():
-            digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
-        return f"from_model({type(self.surrogate).__name__} {digest.hexdigest()}, {self.attack!r})"
+        return f"from_model({type(self.surrogate).__name__} {digest(self.surrogate.state_dict())}, {self.attack!r})"
 
 
-class _Stored:
+class _Stored(Transfer):
     def __init__(self, path: Path, images: Tensor) -> None:
         self.path, self.adversarials = path, _read(path)
         if self.adversarials.shape != images.shape:
@@ -81,28 +82,19 @@ class _Stored:
 
     def __repr__(self) -> str:
         """Distinct for distinct contents, since a resumed evaluation compares it."""
-        digest = hashlib.blake2b(self.adversarials.numpy().tobytes(), digest_size=12)
-        return f"from_file({self.path.name} {digest.hexdigest()})"
+        return f"from_file({self.path.name} {digest({KEY: self.adversarials})})"
 
 
 def _read(path: Path) -> Tensor:
     """Floats [n,…]. Nothing is unpickled."""
-    try:
-        if path.suffix == ".safetensors":
-            found: dict[str, Tensor] = load_file(path)
-        elif path.suffix in (".npy", ".npz"):
-            loaded = np.load(path, allow_pickle=False)
-            if isinstance(loaded, np.ndarray):
-                found = {KEY: torch.from_numpy(loaded)}
-            else:
-                with loaded:
-                    found = {name: torch.from_numpy(array) for name, array in loaded.items()}
-        else:
-            raise TrlError(f"{path}: adversarials are read from .safetensors, .npy or .npz; save them as one of these")
-    except OSError as error:
-        raise TrlError(f"{path}: cannot be read ({error.strerror or error}); check the path") from None
-    except (SafetensorError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise TrlError(f"{path}: damaged, or no numbers ({error}); write it again") from None
+    if path.suffix == ".safetensors":
+        found = read_safetensors(path)
+    elif path.suffix == ".npz":
+        found = read_npz(path)
+    elif path.suffix == ".npy":
+        found = {KEY: read_npy(path)}
+    else:
+        raise TrlError(f"{path}: adversarials are read from .safetensors, .npy or .npz; save them as one of these")
     if KEY not in found and len(found) != 1:
         raise TrlError(f"{path}: holds {', '.join(found) or 'nothing'}; name the array with the images {KEY!r}")
     images = found.get(KEY, next(iter(found.values())))

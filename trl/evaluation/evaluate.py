@@ -10,10 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from trl.attacks.ensemble import Ensemble
+from trl.attacks.fgsm import fgsm
+from trl.attacks.inner import Attack
 from trl.attacks.square import square
+from trl.attacks.transfer import Transfer
 from trl.errors import TrlError
 from trl.evaluation.cost import Cost, counting
-from trl.evaluation.inference import TOLERANCE, as_input, device_of, full_precision
+from trl.evaluation.inference import TOLERANCE, as_input, checked_logits, device_of, full_precision, kept_generators
 from trl.evaluation.intervals import accuracy
 from trl.evaluation.masking import Sign, check_budget, check_model, check_results
 from trl.evaluation.state import State, fingerprint
@@ -23,7 +26,6 @@ from trl.progress import Progress, batches
 from trl.randomness import derive_seed
 from trl.threat import Threat
 
-Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
 RESERVED = ("clean", "worst")
 
 
@@ -51,7 +53,7 @@ class Evaluation:
     @property
     def worst(self) -> Tensor:
         """bool [n]: correct clean and under every attack; the robust accuracy to report."""
-        return torch.stack(list(self.correct.values())).all(0)
+        return _all(self.correct)
 
     def summary(self) -> dict[str, Any]:
         """Ready for JSON, accuracies with 95 % intervals; `stages` only where there are ensembles.
@@ -123,22 +125,23 @@ def evaluate(
     with evaluating(model), Progress("evaluate", total, "images") as progress:
         run = _Run(model, x, y, threat, batch_size, seed, books, progress)
         correct = {"clean": run.clean()}
-        signs = [*check_model(model, x, y), *check_budget(model, x, y, threat)] if checks and attacks else []
+        checks = checks and len(attacks) > 0 and len(x) > 1  # a single image is no sample to look for signs in
+        signs = [*check_model(model, x, y), *check_budget(model, x, y, threat)] if checks else []
         stages: dict[str, dict[str, Tensor]] = {name: {} for name in parts}
         for name, members in parts.items():
-            unfooled = torch.stack(list(correct.values())).all(0)
+            unfooled = _all(correct)
             left = unfooled if cumulative else correct["clean"]
             for part, attack in members.items():
                 left = run.part(part, attack, left, unfooled)
                 stages[name][part.removeprefix(f"{name}/")] = left
             correct[name] = left
-        worst = torch.stack(list(correct.values())).all(0)
-        if checks and attacks:
-            signs += run.recheck(worst)
+        if checks:
+            signs += run.recheck(_all(correct))
     stages = {name: stages[name] for name in parts if [*parts[name]] != [name]}
     if checks:
-        square_alone = [name for name, attack in attacks.items() if getattr(attack, "func", attack) is square]
-        signs += check_results(correct, gradient_free=["square", *square_alone], stages=stages)
+        free = [name for name, attack in attacks.items() if _is(attack, square) or isinstance(attack, Transfer)]
+        single = [name for name, attack in attacks.items() if _is(attack, fgsm)]
+        signs += check_results(correct, gradient_free=["square", *free], one_step=["fgsm", *single], stages=stages)
     adversarials = run.state.adversarials.clone()
     cpu = torch.device("cpu")
     distances = [threat.distance(adversarials[b], as_input(x[b], cpu)) for b in batches(len(x), batch_size)]
@@ -173,6 +176,16 @@ def perturb(
 
 def _books(state: str | Path | None, model: nn.Module, x: Tensor, *settings: Any) -> State:
     return State(None if state is None else Path(state) / fingerprint(model, x, *settings), x.shape)
+
+
+def _all(correct: Mapping[str, Tensor]) -> Tensor:
+    """bool [n]: correct under everything so far."""
+    return torch.stack(list(correct.values())).all(0)
+
+
+def _is(attack: Attack, function: Callable[..., Tensor]) -> bool:
+    """Is it `function`, perhaps with options, as `build_attack` gives them?"""
+    return getattr(attack, "func", attack) is function
 
 
 def _parts(name: str, attack: Attack) -> dict[str, Attack]:
@@ -286,10 +299,9 @@ class _Run:
 @contextmanager
 def _seeded(device: torch.device, seed: int) -> Iterator[None]:
     """Random numbers that depend on `seed` alone; the caller's generators are as before afterwards."""
-    generators = range(torch.cuda.device_count()) if device.type == "cuda" else ()
-    with torch.random.fork_rng(generators):
+    with kept_generators(device):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed a GPU not in use, for good
-        if generators:
+        if device.type == "cuda":
             torch.cuda.manual_seed_all(seed)
         yield
 
@@ -340,13 +352,7 @@ def _check(x: Tensor, y: Tensor, attacks: Mapping[str, Attack], batch_size: int)
 def _is_correct(model: nn.Module, x: Tensor, y: Tensor, what: str) -> Tensor:
     """bool [n]: the model's decision on x in eval mode and fp32."""
     with torch.no_grad(), full_precision(x.device):
-        logits = model(x)
-    if logits.ndim != 2 or len(logits) != len(x):
-        raise TrlError(
-            f"the model answers {tuple(logits.shape)} to {len(x)} images: it must return logits [n, classes]"
-        )
-    if logits.isnan().any():
-        raise TrlError(f"the model's logits are NaN on {what}: its weights or its normalisation are broken")
+        logits = checked_logits(model, x, what)
     low, high, classes = int(y.min()), int(y.max()), logits.shape[1]
     if low < 0 or high >= classes:
         raise TrlError(f"labels reach from {low} to {high}, but the model has {classes} classes: 0 to {classes - 1}")

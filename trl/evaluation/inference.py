@@ -1,7 +1,7 @@
 """A model's inputs and outputs in an evaluation: images of any storage in, full precision throughout."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -31,6 +31,22 @@ def as_input(x: Tensor, device: torch.device) -> Tensor:
             f"pixels lie in [{low:.4g}, {high:.4g}]: give images in [0, 1] and let the model normalise them inside"
         )
     return x
+
+
+def checked_logits(model: nn.Module, x: Tensor, what: str = "natural images") -> Tensor:
+    """The model's answer to images x, called `what` in messages; TrlError unless it is logits [n,k] without NaN."""
+    logits = model(x)
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
+        given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise TrlError(f"the model answers {given} to {len(x)} images: it must return logits [n, classes]")
+    if logits.isnan().any():
+        raise TrlError(f"the model's logits are NaN on {what}: its weights or its normalisation are broken")
+    return logits
+
+
+def kept_generators(device: torch.device) -> AbstractContextManager[None]:
+    """Inside, random numbers may be drawn and seeded; the CPU's and the `device`'s generators are kept as they were."""
+    return torch.random.fork_rng(range(torch.cuda.device_count()) if device.type == "cuda" else ())
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from trl.attacks.inner import frozen
 from trl.attacks.losses import LOSSES, cw_margin
 from trl.attacks.pgd import pgd
 from trl.errors import TrlError
-from trl.evaluation.inference import as_input, device_of, full_precision
+from trl.evaluation.inference import as_input, checked_logits, device_of, full_precision, kept_generators
 from trl.threat import Threat
 
 PROBE = 128  # images that a check looks at
@@ -42,17 +42,17 @@ def check_model(model: nn.Module, x: Tensor, y: Tensor) -> list[Sign]:
     were. TrlError for images or logits that make no sense.
     """
     with _probe(model, x, y) as (x, y):
-        answers = [_logits(model, x) for _ in range(DRAWS)]
+        answers = [checked_logits(model, x) for _ in range(DRAWS)]
         draws = torch.stack(answers).float()
         logits, precise = draws[0], answers[0].dtype in (torch.float32, torch.float64)
         with torch.enable_grad():
             point = x.clone().requires_grad_()
-            seen = _logits(model, point).float()
+            seen = checked_logits(model, point).float()
             blind = {name: _blind(loss(seen, y), point) for name, loss in LOSSES.items()}
-        half = _logits(model, x[: len(x) // 2]).float()
+        half = checked_logits(model, x[: len(x) // 2]).float()
         # two points on the same side, since the image itself may lie on the edge of a step
         inwards = torch.where(x < 0.5, NUDGE, -NUDGE)
-        nudged = [_logits(model, x + share * inwards) for share in (0.5, 1.0)]
+        nudged = [checked_logits(model, x + share * inwards) for share in (0.5, 1.0)]
     random = _random(draws)
     right = seen.argmax(1) == y  # of a random model, in the very draw that has the gradients
     signs = [
@@ -74,7 +74,7 @@ def check_budget(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, steps: 
     Costs `steps`·9/4 gradients: a quarter of the steps, then all, at the threat's epsilon, and all without a bound.
     """
     with _probe(model, x, y) as (x, y):
-        right = _logits(model, x).argmax(1) == y
+        right = checked_logits(model, x).argmax(1) == y
         x, y = x[right], y[right]
         if len(x) == 0:
             return []
@@ -82,7 +82,7 @@ def check_budget(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, steps: 
 
         def left(threat: Threat, steps: int) -> int:
             x_adv = pgd(model, x, y, threat, steps=steps, random_start=False)
-            return int((_logits(model, x_adv).argmax(1) == y).sum())
+            return int((checked_logits(model, x_adv).argmax(1) == y).sum())
 
         fewer, more = (left(threat, n) for n in (max(1, steps // 4), steps))
         unbounded = left(everything, steps)
@@ -277,19 +277,8 @@ def _probe(model: nn.Module, x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Ten
         raise TrlError(f"images {tuple(x.shape)} with labels {tuple(y.shape)}: give one label per image, at least two")
     device = device_of(model)
     rows = torch.linspace(0, len(x) - 1, min(PROBE, len(x))).long()
-    generators = range(torch.cuda.device_count()) if device.type == "cuda" else ()
-    with frozen(model), full_precision(device), torch.random.fork_rng(generators):
+    with frozen(model), full_precision(device), kept_generators(device):
         yield as_input(x[rows.to(x.device)], device).clone(), y[rows.to(y.device)].to(device, torch.int64)
-
-
-def _logits(model: nn.Module, x: Tensor) -> Tensor:
-    logits = model(x)
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
-        given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise TrlError(f"the model answers {given} to {len(x)} images: it must return logits [n, classes]")
-    if logits.isnan().any():
-        raise TrlError("the model's logits are NaN: its weights or its normalisation are broken")
-    return logits
 
 
 def _differ(a: Tensor, b: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from trl.arrays import digest
 from trl.errors import TrlError
 from trl.evaluation.cost import Cost
 from trl.files import write_atomic
@@ -74,13 +75,9 @@ class State:
 
 def fingerprint(model: nn.Module, x: Tensor, y: Tensor, attacks: Mapping[str, Any], *settings: Any) -> str:
     """A hash of all that an evaluation's result depends on, so that a state is only used by the same evaluation."""
-    digest = hashlib.blake2b(digest_size=12)
-    digest.update(repr((type(model).__qualname__, settings)).encode())
-    digest.update(repr({name: describe(attack) for name, attack in attacks.items()}).encode())
-    for name, tensor in {**model.state_dict(), "x": x, "y": y}.items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
+    described = {name: describe(attack) for name, attack in attacks.items()}
+    text = repr((type(model).__qualname__, settings, described, digest({**model.state_dict(), "x": x, "y": y})))
+    return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
 
 
 def describe(attack: Callable[..., Any]) -> str:

@@ -4,10 +4,10 @@ from typing import Any
 
 from trl.errors import TrlError
 from trl.models.base import Classifier
-from trl.models.io import load_model, save_model
+from trl.models.io import load_model, save_model, weights_sha256
 from trl.registry import Registry
 
-__all__ = ["MODELS", "Classifier", "build_model", "load_model", "save_model"]
+__all__ = ["MODELS", "Classifier", "build_model", "load_model", "save_model", "weights_sha256"]
 
 MODELS = Registry(
     "model",

@@ -1,5 +1,6 @@
 """Models on disk: `model.safetensors` beside `config.json`; nothing is ever unpickled."""
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,11 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Classi
     _check_weights(folder / WEIGHTS, model.state_dict(), weights)
     model.load_state_dict(weights)
     return model.to(device).eval()
+
+
+def weights_sha256(folder: str | Path) -> str:
+    """What a model saved in `folder` is known by: the hash of its file of weights."""
+    return hashlib.sha256((Path(folder) / WEIGHTS).read_bytes()).hexdigest()
 
 
 def _read_config(path: Path) -> Config:

@@ -14,7 +14,7 @@ from trl.report.figures import save_figures
 from trl.report.results import Results
 from trl.report.table import comparison, describe_seeds, detection, representation, show_epsilon, write_csv
 
-NORMS = {"linf": "ℓ∞", "l2": "ℓ2"}
+NORMS = {"linf": "ℓ∞", "l2": "ℓ2", "l1": "ℓ1"}
 
 # Of each figure: its heading, what a screen reader says instead of it, and its caption.
 TEXTS = {

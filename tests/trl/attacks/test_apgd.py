@@ -4,9 +4,9 @@ from itertools import pairwise
 
 import pytest
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
+from tests.trl.attacks.digits_network import correct, train
 from trl.attacks import Misclassified, Targeted, apgd, apgd_t, build_attack, pgd
 from trl.attacks.apgd import targeted_dlr
 from trl.errors import TrlError
@@ -15,29 +15,12 @@ from trl.threat import L1, L2, Linf, Threat
 
 @pytest.fixture(scope="module")
 def trained() -> tuple[nn.Module, Tensor, Tensor]:
-    """A small network trained on half of the digits; 200 others."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        digits = load_digits()
-        x, y = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16, torch.tensor(digits.target)
-        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
-        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-        for _ in range(100):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(model(x[:900]), y[:900]).backward()
-            optimizer.step()
-    return model, x[900:1100], y[900:1100]
+    return train(width=32, images=200)
 
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
-
-
-def correct(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    with torch.no_grad():
-        right: Tensor = model(x).argmax(1) == y
-    return right
 
 
 def robust(model: nn.Module, x: Tensor, y: Tensor) -> float:

@@ -4,37 +4,21 @@ from itertools import pairwise
 
 import pytest
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
+from tests.trl.attacks.digits_network import correct, train
 from trl.attacks import bim, build_attack, cw, fgsm, mim, pgd
 from trl.threat import L2, Linf, Threat
 
 
 @pytest.fixture(scope="module")
 def trained() -> tuple[nn.Module, Tensor, Tensor]:
-    """A small network trained on half of the digits; the other half."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        digits = load_digits()
-        x, y = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16, torch.tensor(digits.target)
-        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
-        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-        for _ in range(100):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(model(x[:900]), y[:900]).backward()
-            optimizer.step()
-    return model, x[900:1300], y[900:1300]
+    return train(width=64, images=400)
 
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
-
-
-def correct(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    with torch.no_grad():
-        return model(x).argmax(1) == y
 
 
 @pytest.mark.parametrize("threat", [Linf(0.1), L2(0.7)])

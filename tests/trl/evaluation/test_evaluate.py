@@ -113,6 +113,12 @@ def test_attacks_get_what_is_left_and_an_ensemble_drops_what_it_fooled() -> None
     torch.testing.assert_close(less.adversarials, found.adversarials)
 
 
+def test_one_image_is_enough() -> None:
+    found = evaluate(Threshold(), pixels(0.45), torch.tensor([0]), {"up": shift(0.1)}, Linf(0.1))
+    assert found.correct["up"].tolist() == [False]
+    assert found.signs == []
+
+
 def test_costs_count_images_through_the_model() -> None:
     x, y = images()
     n = int((Net().eval()(x / 255).argmax(1) == y).sum())

@@ -8,6 +8,7 @@ from torch import nn
 
 from tests.trl.masked import THREAT, Noisy, Quantised, Saturated, trained
 from trl.attacks import EoT, pgd, square
+from trl.attacks.transfer import from_model
 from trl.evaluation import Evaluation, evaluate
 
 PGD = partial(pgd, threat=THREAT, steps=20)
@@ -34,6 +35,13 @@ def test_square_finds_what_a_masked_gradient_hides(mask: type[nn.Module], signs:
     assert float(masked.worst.float().mean()) <= robust(masked, "square") < truth + 0.06
     assert signs <= {sign.name for sign in masked.signs}
     assert len(masked.summary()["warnings"]) == len(masked.signs)
+
+
+def test_a_transfer_that_beats_the_gradient_is_a_sign_under_any_name() -> None:
+    plain = trained()[0]
+    found = evaluated(Quantised(plain), elsewhere=from_model(plain, PGD))
+    assert robust(found, "elsewhere") < robust(found, "pgd") - 0.4
+    assert "black box" in {sign.name for sign in found.signs}
 
 
 def test_eot_finds_what_noise_hides() -> None:
