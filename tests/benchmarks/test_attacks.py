@@ -3,13 +3,17 @@
 import builtins
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks import attacks
+from trl.attacks.ensemble import Ensemble
+from trl.threat import Threat
 
+BUDGETS = {"apgd_ce": {"steps": 5}, "apgd_t": {"steps": 5}, "fab_t": {"steps": 5}, "square": {"queries": 50}}
 ABSENT = ("torchattacks", "foolbox", "art", "pyautoattack")
 
 
@@ -23,6 +27,12 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
             raise ModuleNotFoundError(name)
         return imported(name, *arguments, **options)
 
+    def brief_attack(name: str, threat: Threat) -> Ensemble:
+        parts = built(name, threat).parts
+        return Ensemble({part: partial(attack, **BUDGETS[part]) for part, attack in parts.items()})
+
+    built = attacks.build_attack
+    monkeypatch.setattr(attacks, "build_attack", brief_attack)
     tiny = replace(attacks.QUICK, networks=(("strided_cnn", (1, 8, 8), 4),), steps=2, turns=1, epochs=1)
     monkeypatch.setattr(builtins, "__import__", without_peers)
     monkeypatch.setattr(attacks, "QUICK", tiny)

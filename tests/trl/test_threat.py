@@ -75,10 +75,10 @@ def nearest_in_l1(x_adv: Tensor, x: Tensor, epsilon: float) -> Tensor:
     room = torch.where(x_adv > x, 1 - x, x)
 
     def kept(shift: Tensor) -> Tensor:
-        return torch.minimum((size - shift).clamp(min=0), room)
+        return torch.minimum((size - shift[..., None]).clamp(min=0), room)
 
     shifts = torch.cat([size, (size - room).clamp(min=0), torch.zeros(1)]).sort().values
-    sums = torch.stack([kept(shift).sum() for shift in shifts])
+    sums = kept(shifts).sum(1)
     if sums[0] <= epsilon:
         return x_adv.clamp(0, 1)
     i = int((sums > epsilon).sum()) - 1

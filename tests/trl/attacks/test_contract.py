@@ -71,7 +71,7 @@ def assert_inside(x_adv: Tensor, x: Tensor, threat: Threat) -> None:
     loss=st.sampled_from(["ce", "cw", "dlr"]),
     seed=st.integers(0, 2**32 - 1),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_stays_inside_and_leaves_its_input(
     name: str,
     threat: Threat,

@@ -39,7 +39,7 @@ def size(x_adv: Tensor, x: Tensor) -> Tensor:
 def test_smallest_change_of_a_linear_model(classes: int, scale: float, dtype: torch.dtype, factor: float) -> None:
     model, x, y, distances = linear(classes, scale, dtype)
     best = distances.amin(1)
-    x_adv = cw_l2(model, x, y, L2(10.0), steps=150)
+    x_adv = cw_l2(model, x, y, L2(10.0), steps=100)
     assert (model(x_adv).argmax(1) != y).all()
     assert (best > 0.05).all()
     ratio = size(x_adv, x) / best
@@ -52,7 +52,7 @@ def test_targeted() -> None:
     model, x, y, distances = linear(3, 1.0, torch.float64)
     for offset in (1, 2):
         target = (y + offset) % 3
-        x_adv = cw_l2(model, x, target, L2(10.0), Targeted(), steps=100)
+        x_adv = cw_l2(model, x, target, L2(10.0), Targeted(), steps=70)
         assert (model(x_adv).argmax(1) == target).all()
         lower = distances.gather(1, target[:, None]).squeeze(1)
         assert (size(x_adv, x) >= lower * (1 - 1e-6)).all()
@@ -64,7 +64,7 @@ def test_in_the_ball_as_found_and_outside_projected() -> None:
     model, x, y, distances = linear(2, 1.0, torch.float64)
     best = distances.amin(1)
     epsilon = float(best.median())
-    free, bound = (cw_l2(model, x, y, L2(e), steps=100) for e in (10.0, epsilon))
+    free, bound = (cw_l2(model, x, y, L2(e), steps=70) for e in (10.0, epsilon))
     near = size(free, x) < epsilon
     assert 0 < near.sum() < len(x)
     assert torch.equal(bound[near], free[near])
@@ -76,7 +76,7 @@ def test_in_the_ball_as_found_and_outside_projected() -> None:
 def test_confidence_is_a_margin() -> None:
     model, x, y, distances = linear(2, 1.0, torch.float64)
     length = (model.weight[0] - model.weight[1]).norm().detach()
-    x_adv = cw_l2(model, x, y, L2(10.0), steps=100, confidence=1.0)
+    x_adv = cw_l2(model, x, y, L2(10.0), steps=70, confidence=1.0)
     logits = model(x_adv)
     assert (logits.gather(1, 1 - y[:, None]) - logits.gather(1, y[:, None]) >= 1).all()
     assert (size(x_adv, x) <= 1.05 * (distances.amin(1) + 1 / length)).all()
@@ -97,7 +97,7 @@ def test_images_at_the_ends_of_the_box_and_of_any_shape() -> None:
     x = torch.randint(2, (6, 1, 4, 4)).float()
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
     y = model(x).argmax(1)
-    x_adv = cw_l2(model, x, y, L2(10.0), steps=300, binary_steps=5)
+    x_adv = cw_l2(model, x, y, L2(10.0), steps=200, binary_steps=5)
     assert (model(x_adv).argmax(1) != y).all()
     assert x_adv.min() >= 0
     assert x_adv.max() <= 1

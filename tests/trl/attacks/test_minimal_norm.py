@@ -56,7 +56,7 @@ def network() -> tuple[nn.Module, Tensor, Tensor]:
 
 @minimal
 @norms
-@pytest.mark.parametrize("classes", [2, 3, 200])
+@pytest.mark.parametrize("classes", [2, 3, 30])
 def test_norms_on_linear_models(name: str, options: dict[str, Any], ratio: float, norm: str, classes: int) -> None:
     model, x, y = linear(classes)
     threat = build_threat(norm, LARGE)
@@ -121,13 +121,13 @@ def test_what_is_given_up_early_would_not_have_got_there(norm: str) -> None:
     sizes: list[int] = []
     model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
     distance = build_threat(norm, 1.0).distance(
-        fab_t(model, x, y, build_threat(norm, LARGE), targets=3, minimize=True), x
+        fab_t(model, x, y, build_threat(norm, LARGE), targets=3, steps=50, minimize=True), x
     )
     all_evaluations = sum(sizes)
-    assert all_evaluations > 3 * 100 * len(x)
+    assert all_evaluations > 3 * 50 * len(x)
     threat = build_threat(norm, distance.quantile(0.3).item())
     sizes.clear()
-    x_adv = fab_t(model, x, y, threat, targets=3)
+    x_adv = fab_t(model, x, y, threat, targets=3, steps=50)
     assert sum(sizes) < 0.75 * all_evaluations
     fooled = model(x_adv).argmax(1) != y
     assert (fooled | (distance > 0.995 * threat.epsilon)).all()
