@@ -46,3 +46,8 @@ class ModelPaths:
     def adversarials(self) -> Path:
         """The worst-case adversarial image of every test sample (stage attack)."""
         return self.outputs / "adversarials"
+
+    @property
+    def detector(self) -> Path:
+        """The detector to deploy, with its threshold (stage detect)."""
+        return self.outputs / "detector"

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Literal
 
 from tasks.paths import ModelPaths, RecipePaths
 from trl.config import Params, Recipe, load_params
@@ -40,17 +41,22 @@ class Stage:
 def run_stage(
     work: Callable[..., None],
     *,
-    per_model: bool,
+    per_model: bool | Literal["optional"],
     arguments: list[str] | None = None,
     paths: Mapping[str, str] = MappingProxyType({}),
 ) -> int:
     """Parse the command line, read params.yaml and do `work`; the exit status. An error a user can mend is one line.
 
-    `paths`: further required arguments and what they say in --help; `work` gets them by name, after the stage.
+    `per_model`: the stage is one of a model, which --method and --seed name; if "optional", `work` gets those by name
+    besides, None where they are left out. `paths`: further required arguments and what they say in --help; `work` gets
+    them by name, after the stage.
     """
     parser = argparse.ArgumentParser(description=sys.modules[work.__module__].__doc__)
     parser.add_argument("--recipe", help="a recipe of params.yaml (default: its `recipe`)")
-    if per_model:
+    if per_model == "optional":
+        parser.add_argument("--method", help="a method of that recipe, such as tla (default: each of `methods`)")
+        parser.add_argument("--seed", type=int, help="the model's seed (default: each of `seeds`)")
+    elif per_model:
         parser.add_argument("--method", required=True, help="a method of that recipe, such as tla")
         parser.add_argument("--seed", type=int, default=0, help="the model's seed (default 0)")
     for path, text in paths.items():
@@ -66,7 +72,10 @@ def run_stage(
         if method is not None and method not in params.recipes[name].methods:
             known = ", ".join(params.recipes[name].methods)
             raise TrlError(f"unknown method {method!r}; recipes.{name}.methods has {known}")
-        work(Stage(params, name, **given), **named)
+        if per_model == "optional":
+            work(Stage(params, name), **given, **named)
+        else:
+            work(Stage(params, name, **given), **named)
     except TrlError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -301,12 +301,29 @@ def _attack_metrics(path: Path) -> list[Any]:
 
 
 def _detect_metrics(path: Path) -> list[Any]:
+    """Every figure of the deployed detector; of each other one its AUC and the worst case with rejection."""
     figures = json.loads(path.read_text())
-    auc = {
-        f"detect/{kind}/{a}": v for kind in ("auc", "auc_successful", "auc_failed") for a, v in figures[kind].items()
-    }
-    other = {f"{kind}/{k}": v for kind in ("representation", "knn") for k, v in figures[kind].items()}
-    return _metrics({**auc, **other})
+    values: dict[str, Any] = {}
+    for name, detector in figures["detectors"].items():
+        attacks, rejection = {**detector["static"], "adaptive": detector["adaptive"]}, detector["rejection"]
+        if name != figures["detector"]:
+            values |= {f"detect/{name}/auc/{a}": subsets["all"]["auc"]["value"] for a, subsets in attacks.items()}
+            values[f"detect/{name}/reject/worst"] = rejection["worst"]["accuracy"]
+            continue
+        values |= {"detect/threshold": detector["threshold"], "detect/false_alarms": detector["false_alarms"]["value"]}
+        for attack, subsets in attacks.items():
+            values |= {f"detect/{kind}/{attack}": figure["value"] for kind, figure in subsets["all"].items()}
+            some = {subset: subsets[subset] for subset in ("successful", "failed") if subsets[subset]}
+            values |= {f"detect/auc_{subset}/{attack}": found["auc"]["value"] for subset, found in some.items()}
+        kept = {
+            **rejection["static"],
+            **rejection["adaptive"],
+            "clean": rejection["clean"],
+            "worst": rejection["worst"],
+        }
+        values |= {f"reject/{images}": accuracy["accuracy"] for images, accuracy in kept.items()}
+    groups = ("validation", "representation", "knn")
+    return _metrics(values | {f"{group}/{k}": v for group in groups for k, v in figures[group].items()})
 
 
 _FILES = {

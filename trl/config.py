@@ -165,16 +165,49 @@ class Evaluation(Section):
     curve: Curve
 
 
-class Detection(Section):
-    """The detector, and the attacks it is scored on; `epsilon` null means the recipe's threat."""
+class Adaptive(Section):
+    """Attacks on classifier and detector at once, on the first `samples` of the images (all if null)."""
 
-    detector: DetectorSpec
+    samples: Count | None = None
+    attacks: Attacks
+
+
+class DetectionCurve(Section):
+    """AUC of the deployed detector against epsilon, under the first static and the first adaptive attack."""
+
+    epsilons: Annotated[tuple[NonNegative, ...], Field(min_length=1)]
+    samples: Count | None = None
+
+
+class Detection(Section):
+    """The detectors that are compared, and the one of them that is deployed (`detector`).
+
+    `false_alarms`: the share of natural images that may be rejected; the thresholds are calibrated for it on the
+    validation images. `attacks` know nothing of the detectors, `adaptive` ones do. `epsilon` null means the recipe's
+    threat.
+    """
+
+    detectors: Annotated[dict[str, DetectorSpec], _named("name"), Field(min_length=1)]
+    detector: str
+    false_alarms: Annotated[Real, Field(gt=0, lt=1)] = 0.01
     epsilon: NonNegative | None = None
     samples: Count | None = None
     batch_size: Count = 500
     attacks: Attacks
+    adaptive: Adaptive
+    curve: DetectionCurve
     neighbours: Count = 50
     tsne_samples: Annotated[int, Field(ge=50)] = 1000
+
+    @model_validator(mode="after")
+    def _known(self) -> "Detection":
+        if self.detector not in self.detectors:
+            raise refuse(
+                f"unknown detector {self.detector!r}; detectors has {', '.join(self.detectors)}", ("detector",)
+            )
+        if "adaptive" in self.attacks:
+            raise refuse("'adaptive' is the name of the worst case over all attacks: choose another", ("attacks",))
+        return self
 
 
 class Recipe(Section):
@@ -189,12 +222,24 @@ class Recipe(Section):
     detect: Detection
 
 
+class Deploy(Section):
+    """Which model is served: under `name` in MLflow's registry, the champion is the one with the best `figure`.
+
+    The figures are measured on validation images: the deployed detector's `auc` and `adaptive_auc`, and the accuracy of
+    classifier and detector together on natural images (`clean`) and under all attacks (`robust`).
+    """
+
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$")] = "trl-detector"
+    figure: Literal["auc", "adaptive_auc", "clean", "robust"] = "robust"
+
+
 class Params(Section):
     """The whole of params.yaml."""
 
     recipe: str
     methods: Annotated[tuple[str, ...], Field(min_length=1)]
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+    deploy: Deploy = Deploy()
     recipes: dict[str, Recipe]
 
     @model_validator(mode="after")

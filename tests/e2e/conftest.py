@@ -26,7 +26,15 @@ TINY: dict[str, Any] = {  # what a tiny recipe changes of `digits`
         "attacks": {"fgsm": {}, "pgd": {"steps": 3}},
         "curve": {"attack": {"attack": "fgsm"}, "epsilons": [0, 0.1, 0.2]},
     },
-    "detect": {"detector": {"name": "gaussian"}, "samples": 100, "attacks": {"pgd": {"steps": 3}}, "tsne_samples": 80},
+    "detect": {
+        "detectors": {"gaussian": {}, "energy": {}},
+        "detector": "gaussian",
+        "samples": 100,
+        "attacks": {"pgd": {"steps": 3}},
+        "adaptive": {"samples": 40, "attacks": {"apgd": {"steps": 3}}},
+        "curve": {"epsilons": [0, 0.2], "samples": 40},
+        "tsne_samples": 80,
+    },
 }
 
 

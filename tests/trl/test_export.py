@@ -83,6 +83,10 @@ def rows(card: str, heading: str) -> dict[str, list[str]]:
     return {first: rest for first, *rest in cells[2:]}
 
 
+def estimate(figure: dict[str, float] | None) -> str:
+    return f"{100 * figure['value']:.2f} ({100 * figure['low']:.2f}–{100 * figure['high']:.2f})" if figure else "–"
+
+
 def test_the_card_says_what_the_files_say(folder: Path) -> None:
     card = (folder / "out/README.md").read_text()
     attack, detect, train = (
@@ -94,15 +98,29 @@ def test_the_card_says_what_the_files_say(folder: Path) -> None:
         for name, f in figures.items()
     }
     assert list(rows(card, "Accuracy"))[-1] == "worst"
-    for name, (every, successful, failed) in rows(card, "Detection").items():
-        for shown, key in ((every, "auc"), (successful, "auc_successful"), (failed, "auc_failed")):
-            value = detect[key][name]
-            assert shown == ("–" if value is None else f"{100 * value:.2f}")
+    detector = detect["detectors"][detect["detector"]]
+    subsets = {**detector["static"], "adaptive": detector["adaptive"]}
+    kept = {**detector["rejection"]["static"], "adaptive": detector["rejection"]["worst"]}
+    assert rows(card, "Detection") == {
+        name: [
+            *(estimate(found and found["auc"]) for found in subsets[name].values()),
+            estimate(kept[name] | {"value": kept[name]["accuracy"]}),
+        ]
+        for name in ("pgd", "cw", "adaptive")
+    }
+    assert f"{100 * detector['rejection']['clean']['accuracy']:.2f} (" in card
+    assert f"{100 * detector['false_alarms']['value']:.2f} (" in card
     made = rows(card, "How it was made")
     assert made["recipe"] == ["digits"]
     assert made["prepared data, SHA-256"] == ["0123abcd"]
     assert made["weights, SHA-256 of model.safetensors"] == [train["weights"]]
     assert f"ε = {attack['epsilon']} in ℓ∞" in card
+
+
+def test_what_does_not_exist_is_a_dash_on_the_card(model: Classifier, tmp_path: Path) -> None:
+    export_model(model, tmp_path / "out", facts(tmp_path, method="um"))
+    card = (tmp_path / "out/README.md").read_text()
+    assert [figures[2] for figures in rows(card, "Detection").values()] == ["–", "–", "–"]  # no attack on it fails
 
 
 def test_the_header_is_what_the_hub_reads(folder: Path) -> None:

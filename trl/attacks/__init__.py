@@ -3,7 +3,8 @@
 `model` is any `torch.nn.Module` from images x, [n,…] with values in [0, 1], to logits [n,k]; y holds integer labels
 [n]. x_adv has the device, dtype and memory format of x, lies in [0, 1] and in the threat's ball, and has no gradient.
 The model runs in eval mode with frozen parameters; its parameters, gradients, buffers and flags stay as they were.
-`criterion` says what counts as success: `Misclassified()`, or `Targeted()`, for which y is the class to reach.
+`criterion` says what counts as success: `Misclassified()`, or `Targeted()`, for which y is the class to reach, or a
+composition such as `Misclassified() & Undetected(detector, threshold)`.
 Randomness comes from torch's global generator. TrlError for images or labels that do not fit.
 """
 
@@ -13,7 +14,7 @@ from typing import Any
 
 from trl.attacks.apgd import apgd, apgd_t
 from trl.attacks.autoattack import autoattack, build_autoattack
-from trl.attacks.criterion import MISCLASSIFIED, Criterion, Misclassified, Targeted
+from trl.attacks.criterion import MISCLASSIFIED, Both, Criterion, Misclassified, Targeted, Undetected
 from trl.attacks.cw_l2 import cw_l2
 from trl.attacks.deepfool import deepfool
 from trl.attacks.eot import EoT
@@ -53,20 +54,24 @@ def build_attack(name: str, threat: Threat, criterion: Criterion = MISCLASSIFIED
     return partial(ATTACKS.get(name), threat=threat, criterion=criterion, **ATTACKS.check(name, options))
 
 
-def build_attack_at(epsilon: float, name: str, threat: Threat, **options: Any) -> Attack:
+def build_attack_at(
+    epsilon: float, name: str, threat: Threat, criterion: Criterion = MISCLASSIFIED, **options: Any
+) -> Attack:
     """The attack that `build_attack` makes for `threat`, at another epsilon: its step size scales along."""
     if options.get("step_size") and threat.epsilon:
         options["step_size"] = options["step_size"] * epsilon / threat.epsilon or None  # 0 is no step size
-    return build_attack(name, replace(threat, epsilon=epsilon), **options)
+    return build_attack(name, replace(threat, epsilon=epsilon), criterion, **options)
 
 
 __all__ = [
     "ATTACKS",
     "Attack",
+    "Both",
     "Criterion",
     "EoT",
     "Misclassified",
     "Targeted",
+    "Undetected",
     "apgd",
     "apgd_t",
     "autoattack",

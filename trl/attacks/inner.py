@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from trl.attacks.criterion import Criterion
+from trl.attacks.criterion import Criterion, Orthogonal
 from trl.attacks.eot import EoT
 from trl.attacks.fast import fast, fast_network
 from trl.attacks.losses import Loss
@@ -111,7 +111,8 @@ class Ascent(NamedTuple):
 def ascent(model: nn.Module, x_adv: Tensor, y: Tensor, loss: Loss, classes: int) -> Ascent:
     """The loss at `x_adv` and its gradient, shaped like it; NaN in the gradient, as of infinite logits, becomes 0.
 
-    Of an `EoT`, the means over its draws, of which one at a time is in memory.
+    In the place of the gradient of an `Orthogonal` loss is its direction, which takes two backwards. Of an `EoT`, the
+    means over its draws, of which one at a time is in memory.
     """
     if isinstance(model, EoT):
         sums = ascent(model.model, x_adv, y, loss, classes)
@@ -126,8 +127,20 @@ def ascent(model: nn.Module, x_adv: Tensor, y: Tensor, loss: Loss, classes: int)
     if not total.requires_grad:
         warnings.warn("the model's logits have no gradient at its input: gradient attacks do nothing", stacklevel=3)
         return Ascent(torch.zeros_like(x_adv), values, outputs)
-    (gradient,) = torch.autograd.grad(total, x_adv, materialize_grads=True)
-    return Ascent(gradient.nan_to_num(nan=0.0), values.detach(), outputs.detach())
+    if isinstance(loss, Orthogonal):
+        with torch.enable_grad():
+            parts = [part(outputs, y).sum() for part in (loss.first, loss.second)]
+        first, second = (_gradient(part, x_adv, keep=part is parts[0]) for part in parts)
+        gradient = loss.direction(first, second, loss.first_met(outputs, y))
+    else:
+        gradient = _gradient(total, x_adv)
+    return Ascent(gradient, values.detach(), outputs.detach())
+
+
+def _gradient(total: Tensor, x: Tensor, keep: bool = False) -> Tensor:
+    """At x; zero where there is none or it is NaN. The graph is kept if `keep`."""
+    (gradient,) = torch.autograd.grad(total, x, retain_graph=keep, materialize_grads=True)
+    return gradient.nan_to_num(nan=0.0)
 
 
 def judge(

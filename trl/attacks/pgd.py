@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from trl.attacks.criterion import MISCLASSIFIED, Criterion
@@ -9,7 +10,7 @@ from trl.attacks.inner import ascent, check_input, check_positive, frozen, judge
 from trl.attacks.losses import loss_called
 from trl.errors import TrlError
 from trl.number import Count, Positive
-from trl.threat import Threat
+from trl.threat import Threat, column
 
 
 def pgd(
@@ -31,7 +32,8 @@ def pgd(
 
     One restart costs `steps` gradients and nothing else: the result is the last iterate. With more, each further one
     runs on the samples on which no earlier one succeeded; a sample keeps the first last iterate that meets the
-    criterion (in full precision), or else the one with the highest loss. See the package for the rest.
+    criterion (in full precision), or else the one with the highest loss. If the criterion has detectors, the iterate
+    with the highest loss stands for the last one, which swings from one goal to the other. See the package for more.
     """
     check_positive(steps=steps, step_size=step_size, restarts=restarts)
     ascended, viewed = criterion.loss(loss_called(loss)), criterion.view(model)
@@ -41,10 +43,18 @@ def pgd(
 
     def run(x: Tensor, y: Tensor) -> Tensor:
         project, x_adv = threat.projection(x), threat.random_start(x) if random_start else x
+        swings = len(criterion.detectors) > 0
+        best, highest = x_adv, x_adv.new_full((len(x),), -torch.inf, dtype=torch.float64)
         for _ in range(steps):
-            gradient = ascent(viewed, x_adv, y, ascended, classes).gradient
-            x_adv = project(threat.ascend(x_adv, gradient, step))
-        return x_adv
+            found = ascent(viewed, x_adv, y, ascended, classes)
+            if swings:
+                best = torch.where(column(found.loss > highest, x), x_adv, best)
+                highest = torch.maximum(highest, found.loss)
+            x_adv = project(threat.ascend(x_adv, found.gradient, step))
+        if not swings:
+            return x_adv
+        _, loss = judge(viewed, x_adv, y, criterion, ascended, classes)
+        return torch.where(column(loss > highest, x), x_adv, best)
 
     with frozen(model):
         x, y, classes = check_input(x, y)

@@ -3,11 +3,32 @@
 from typing import Any
 
 from trl.detectors.base import Detector
+from trl.detectors.calibration import Calibration, calibrate
+from trl.detectors.io import load_detector, save_detector
 from trl.registry import Registry
 
-__all__ = ["DETECTORS", "Detector", "build_detector"]
+__all__ = [
+    "DETECTORS",
+    "Calibration",
+    "Detector",
+    "build_detector",
+    "calibrate",
+    "load_detector",
+    "save_detector",
+]
 
-DETECTORS = Registry("detector", {"gaussian": "trl.detectors.gaussian:GaussianDetector"})
+DETECTORS = Registry(
+    "detector",
+    {
+        "energy": "trl.detectors.energy:EnergyDetector",
+        "gaussian": "trl.detectors.gaussian:GaussianDetector",
+        "gmm": "trl.detectors.gmm:GaussianMixtureDetector",
+        "knn": "trl.detectors.knn:NeighbourDetector",
+        "lid": "trl.detectors.lid:DimensionDetector",
+        "mahalanobis": "trl.detectors.mahalanobis:MahalanobisDetector",
+        "max_logit": "trl.detectors.max_logit:MaxLogitDetector",
+    },
+)
 
 
 def build_detector(name: str, **options: Any) -> Detector:

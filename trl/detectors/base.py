@@ -1,6 +1,8 @@
 """What every detector of adversarial images is: fitted to natural training data alone, then a score per image."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -9,18 +11,20 @@ from torch import Tensor, nn
 from trl.errors import TrlError
 
 Reads = Literal["features", "logits", "layers"]
-BATCH = 4096  # rows scored at a time
+BATCH = 512  # rows scored at a time: detectors hold [rows, classes, d]
 
 
 class Detector(nn.Module, ABC):
     """Scores images by what a classifier makes of them: higher = more adversarial.
 
     `reads` says what: the embedding, the logits, or the pooled outputs of several layers; `observe` computes it.
-    What `fit` learns are float64 buffers, so that a detector moves between devices and is stored like a model.
+    What `fit` learns are float64 buffers, so that a detector moves between devices and is stored like a model. `learns`
+    gives their names and shapes, such as "k d d": a letter stands for the same size everywhere, and d for the width.
     `config` says how `build_detector` made it. The score is differentiable in what it reads: it can be attacked.
     """
 
     reads: ClassVar[Reads] = "features"
+    learns: Mapping[str, str] = MappingProxyType({})
     width: Tensor
 
     def __init__(self) -> None:
@@ -35,9 +39,33 @@ class Detector(nn.Module, ABC):
         self._check(features)
         if labels.shape != features.shape[:1] or len(features) == 0:
             raise TrlError(f"{tuple(features.shape)} embeddings with {tuple(labels.shape)} labels: give one label each")
-        self._learn(features.detach().double(), labels)
+        self._learn(features.detach().double(), labels.to(features.device))
         self._keep(width=torch.tensor(features.shape[1], device=features.device))
         return self
+
+    def restore(self, learnt: Mapping[str, Tensor]) -> None:
+        """Become the detector whose `state_dict` was `learnt`. TrlError: no such detector learns that."""
+        shapes = {"width": "", **self.learns}
+        if learnt.keys() != shapes.keys():
+            raise TrlError(f"holds {', '.join(sorted(learnt)) or 'nothing'} instead of {', '.join(sorted(shapes))}")
+        sizes = {"1": 1}
+        for name, shape in shapes.items():
+            tensor, dtype = learnt[name], torch.float64 if shape else torch.int64
+            for letter, size in zip(shape.split(), tensor.shape, strict=False):
+                sizes.setdefault(letter, size)
+            if tensor.dtype != dtype or list(tensor.shape) != [sizes.get(letter) for letter in shape.split()]:
+                raise TrlError(
+                    f"{name} is {tensor.dtype} {list(tensor.shape)}, not {dtype} [{shape.replace(' ', ',')}]"
+                )
+            if tensor.numel() == 0 or not tensor.isfinite().all():
+                raise TrlError(f"{name} is empty, or holds NaN or infinite values")
+            if name == "width":
+                sizes["d"] = int(tensor)
+        if sizes["d"] < 1:
+            raise TrlError(f"width is {sizes['d']}, not 1 or more")
+        self._keep(**learnt)
+        if self.learns and not self.score(torch.zeros(1, sizes["d"], device=self.width.device)).isfinite().all():
+            raise TrlError(f"scores made with {', '.join(self.learns)} are not finite")
 
     def score(self, features: Tensor) -> Tensor:
         """Scores float64 [n] of [n,d], on the detector's device. TrlError if it is not fitted, or to another d."""

@@ -7,13 +7,12 @@ import torch
 from pydantic import Field
 from sklearn.covariance import empirical_covariance, ledoit_wolf, shrunk_covariance
 from torch import Tensor
-from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
 
 from trl.detectors.base import Detector
-from trl.errors import TrlError
+from trl.detectors.density import FLOOR, by_class, log_density, whitening
 from trl.number import Real
 
-FLOOR = 1e-6  # of the mean variance, added to every variance: constant features (dead ReLUs) keep a density
+Shrinkage = Annotated[Real, Field(ge=0, le=1)] | None
 
 
 class GaussianDetector(Detector):
@@ -25,51 +24,35 @@ class GaussianDetector(Detector):
     """
 
     means: Tensor
-    scales: Tensor
+    whitenings: Tensor
 
     def __init__(
-        self,
-        *,
-        covariance: Literal["full", "tied", "diagonal"] = "full",
-        shrinkage: Annotated[Real, Field(ge=0, le=1)] | None = None,
+        self, *, covariance: Literal["full", "tied", "diagonal"] = "full", shrinkage: Shrinkage = None
     ) -> None:
         super().__init__()
         self.covariance, self.shrinkage = covariance, shrinkage
+        self.learns = {"means": "k d", "whitenings": {"full": "k d d", "tied": "1 d d", "diagonal": "k d"}[covariance]}
 
     def _learn(self, features: Tensor, labels: Tensor) -> None:
         """A class without samples gets no Gaussian. TrlError for features that do not vary or, unless tied, one row."""
-        groups = {k: features[labels == k] for k in sorted(set(labels.tolist()))}
-        for k, group in groups.items():
-            if len(group) < 2 and self.covariance != "tied":
-                raise TrlError(f"class {k} has one sample: give at least two, or take covariance: tied")
-        means = [group.mean(0) for group in groups.values()]
-        centred = [group - mean for group, mean in zip(groups.values(), means, strict=True)]
-        if self.covariance == "tied":
+        tied = self.covariance == "tied"
+        groups = by_class(features, labels, tied)
+        means = [rows.mean(0) for rows in groups]
+        centred = [rows - mean for rows, mean in zip(groups, means, strict=True)]
+        if tied:
             centred = [torch.cat(centred)]
-        scales = [self._scale(rows) for rows in centred]  # one for all if tied
-        self._keep(means=torch.stack(means), scales=torch.stack(scales))
+        self._keep(means=torch.stack(means), whitenings=torch.stack([self._whitening(rows) for rows in centred]))
 
     def _score(self, features: Tensor) -> Tensor:
-        density: Distribution
-        if self.covariance == "diagonal":
-            density = Independent(Normal(self.means, self.scales), 1)
-        else:
-            density = MultivariateNormal(self.means, scale_tril=self.scales, validate_args=False)
-        log_density: Tensor = density.log_prob(features[:, None])  # type: ignore[no-untyped-call]
-        return -log_density.amax(1)
+        return -log_density(features, self.means, self.whitenings).amax(1)
 
-    def _scale(self, centred: Tensor) -> Tensor:
-        """Standard deviations [d] or lower Cholesky factor [d,d] of the shrunk covariance of centred rows [n,d]."""
+    def _whitening(self, centred: Tensor) -> Tensor:
+        """W [d,d] of the shrunk covariance of centred rows [n,d]; if diagonal, its diagonal [d]."""
         rows = centred.cpu().numpy()
         if self.shrinkage is None:
             estimate, _ = ledoit_wolf(rows, assume_centered=True)
         else:
             estimate = shrunk_covariance(empirical_covariance(rows, assume_centered=True), self.shrinkage)
-        mean_variance = np.trace(estimate) / len(estimate)
-        if mean_variance == 0:
-            raise TrlError("the embeddings of a class are all the same: there is no density to fit")
         covariance = torch.from_numpy(estimate).to(centred)
-        covariance.diagonal().add_(FLOOR * mean_variance)
-        if self.covariance == "diagonal":
-            return covariance.diagonal().sqrt()
-        return torch.linalg.cholesky(covariance)
+        covariance.diagonal().add_(FLOOR * np.trace(estimate) / len(estimate))
+        return covariance.diagonal().rsqrt() if self.covariance == "diagonal" else whitening(covariance)

@@ -13,9 +13,10 @@ from trl.errors import TrlError
 def observe(model: nn.Module, x: Tensor, reads: Reads) -> tuple[Tensor, Tensor]:
     """The model's logits [n,k] of images x, and what a detector that `reads` so is given, [n,d]; one forward.
 
-    features: the input of `model.head`. layers: the outputs of the activations and groups of layers of `model.body`,
-    each averaged over its positions, one after the other (Lee et al. 2018, arXiv 1807.03888, section 2.2), with the
-    embedding as the last. Differentiable. TrlError for a model without `head` and `body`, unless logits are read.
+    features: the input of `model.head`. layers: the outputs of the activations, blocks and groups of `model.body`, each
+    averaged over its positions, one after the other (Lee et al. 2018, arXiv 1807.03888, section 2.2), with the
+    embedding as the last. Of successive maps of one size, only the last counts; what the embedding repeats does not.
+    Differentiable. TrlError for a model without `head` and `body`, unless logits are read.
     """
     if reads == "logits":
         logits: Tensor = model(x)
@@ -27,19 +28,28 @@ def observe(model: nn.Module, x: Tensor, reads: Reads) -> tuple[Tensor, Tensor]:
             "or a detector that reads logits"
         )
     seen: list[Tensor] = []
+    shapes: list[torch.Size] = []
 
     def keep(_: nn.Module, __: Any, output: Tensor) -> None:
-        seen.append(output.flatten(2).mean(2) if output.ndim > 2 else output)
+        if output.ndim > 2 and shapes[-1:] == [output.shape]:
+            seen.pop()
+        shapes.append(output.shape)
+        seen.append(output.mean(tuple(range(2, output.ndim))) if output.ndim > 2 else output)
 
     def keep_embedding(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        seen.append(inputs[0])
+        embedding = inputs[0]
+        if seen and (seen[-1] is embedding or (len(shapes[-1]) > 2 and shapes[-1][1] == embedding.shape[1])):
+            seen.pop()  # the embedding itself, or the map that it is the average of
+        seen.append(embedding)
 
-    layers = [m for m in body.children() if isinstance(m, nn.ReLU | nn.Sequential)] if reads == "layers" else []
+    layers = [m for m in body.children() if _is_layer(m)] if reads == "layers" else []
     with ExitStack() as hooks:
         for layer in layers:
             hooks.callback(layer.register_forward_hook(keep).remove)
         hooks.callback(head.register_forward_pre_hook(keep_embedding).remove)
         logits = model(x)
-    if len(seen) > 1 and seen[-1] is seen[-2]:
-        seen.pop()  # the last layer's output is the embedding
     return logits, torch.cat(seen, 1)
+
+
+def _is_layer(module: nn.Module) -> bool:
+    return isinstance(module, nn.ReLU | nn.LeakyReLU) or any(True for _ in module.children())

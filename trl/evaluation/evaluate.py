@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from trl.attacks.criterion import MISCLASSIFIED, Criterion
 from trl.attacks.ensemble import Ensemble
 from trl.attacks.fgsm import fgsm
 from trl.attacks.inner import Attack
@@ -95,6 +96,7 @@ def evaluate(
     batch_size: int = 500,
     seed: int = 0,
     *,
+    criterion: Criterion = MISCLASSIFIED,
     cumulative: bool = False,
     checks: bool = True,
     state: str | Path | None = None,
@@ -110,6 +112,8 @@ def evaluate(
     with `cumulative` only on those that survived the attacks before it, which is cheaper and gives the same worst
     case. The parts of an ensemble such as autoattack always do.
 
+    `criterion` is what a success is, and "correct" whatever is none: give the attacks the same one.
+
     With `checks`, at most 128 images and the results are looked at for signs of gradient masking (`masking`).
 
     An attack's randomness depends only on `seed`, its name and the batch; the caller's generators are left alone, and
@@ -119,11 +123,11 @@ def evaluate(
     TrlError for images, labels or logits that make no sense, and for an attack that breaks the rules, by its name.
     """
     _check(x, y, attacks, batch_size)
-    books = _books(state, model, x, y, attacks, threat, batch_size, seed, cumulative)
+    books = _books(state, model, x, y, attacks, threat, batch_size, seed, cumulative, criterion)
     parts = {name: _parts(name, attack) for name, attack in attacks.items()}
     total = len(x) * (1 + sum(map(len, parts.values())))
     with evaluating(model), Progress("evaluate", total, "images") as progress:
-        run = _Run(model, x, y, threat, batch_size, seed, books, progress)
+        run = _Run(model, x, y, threat, batch_size, seed, books, progress, criterion)
         correct = {"clean": run.clean()}
         checks = checks and len(attacks) > 0 and len(x) > 1  # a single image is no sample to look for signs in
         signs = [*check_model(model, x, y), *check_budget(model, x, y, threat)] if checks else []
@@ -207,6 +211,7 @@ class _Run:
     seed: int
     state: State
     progress: Progress
+    criterion: Criterion = MISCLASSIFIED
     unit: int = 0
     figures: dict[str, Any] = field(default_factory=dict)
 
@@ -286,7 +291,7 @@ class _Run:
 
     def _judge(self, x: Tensor, y: Tensor, what: str) -> Tensor:
         with _seeded(x.device, derive_seed(self.seed, "decision")):
-            return _is_correct(self.model, x, y, what)
+            return _withstands(self.model, x, y, what, self.criterion)
 
     def _attack(self, name: str, attack: Attack, x: Tensor, y: Tensor, seed: int) -> Tensor:
         """The attack's result as float32 beside x, checked; its randomness comes from `seed` alone."""
@@ -349,14 +354,14 @@ def _check(x: Tensor, y: Tensor, attacks: Mapping[str, Attack], batch_size: int)
             raise TrlError(f"an attack is called {name!r}, which the summary uses itself: choose another name")
 
 
-def _is_correct(model: nn.Module, x: Tensor, y: Tensor, what: str) -> Tensor:
-    """bool [n]: the model's decision on x in eval mode and fp32."""
+def _withstands(model: nn.Module, x: Tensor, y: Tensor, what: str, criterion: Criterion) -> Tensor:
+    """bool [n]: by the model's decision on x in eval mode and fp32, the criterion is not met."""
     with torch.no_grad(), full_precision(x.device):
-        logits = checked_logits(model, x, what)
-    low, high, classes = int(y.min()), int(y.max()), logits.shape[1]
+        outputs = checked_logits(criterion.view(model), x, what)
+    low, high, classes = int(y.min()), int(y.max()), outputs.shape[1] - len(criterion.detectors)
     if low < 0 or high >= classes:
         raise TrlError(f"labels reach from {low} to {high}, but the model has {classes} classes: 0 to {classes - 1}")
-    return logits.argmax(1) == y
+    return ~criterion.met(outputs, y)
 
 
 def _checked(name: str, result: object, x: Tensor, threat: Threat) -> Tensor:

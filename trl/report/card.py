@@ -10,8 +10,8 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from trl.report.page import NORMS
-from trl.report.results import WORST, Accuracy, ModelResults
-from trl.report.table import show_epsilon
+from trl.report.results import ADAPTIVE, WORST, Accuracy, DetectorFigures, Figure, ModelResults, Subsets
+from trl.report.table import NOTHING, show_epsilon
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,30 @@ def model_card(facts: ModelFacts, config: Mapping[str, Any], checkpoint: str) ->
         epsilon=show_epsilon(results.attack.epsilon),
         detection_epsilon=show_epsilon(results.detect.epsilon),
         accuracies=_accuracies(results),
+        detector=results.detect.deployed,
+        detection=_detection(results.detect.deployed),
         build=f'build_model("{config["name"]}", {config["classes"]}, {tuple(config["shape"])}{options})',
         shape=", ".join(map(str, config["shape"])),
         classes=config["classes"],
         checkpoint=checkpoint,
         recipe=_yaml(made),
-        percent=lambda share: "–" if math.isnan(share) else f"{100 * share:.2f}",
+        percent=_percent,
+        estimate=_estimate,
     )
+
+
+def _percent(share: float) -> str:
+    return NOTHING if math.isnan(share) else f"{100 * share:.2f}"
+
+
+def _estimate(figure: Accuracy | Figure | None) -> str:
+    return f"{_percent(figure.value)} ({_percent(figure.low)}–{_percent(figure.high)})" if figure else NOTHING
+
+
+def _detection(detector: DetectorFigures) -> dict[str, tuple[Subsets, Accuracy]]:
+    """By attack: how well it is detected, and the accuracy with rejection that it leaves."""
+    static = {attack: (subsets, detector.rejection.static[attack]) for attack, subsets in detector.static.items()}
+    return {**static, ADAPTIVE: (detector.adaptive, detector.rejection.worst)}
 
 
 def _accuracies(results: ModelResults) -> dict[str, Accuracy]:

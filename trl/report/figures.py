@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from trl.report.results import ModelResults, Results
-from trl.report.table import Cell, comparison, show_epsilon
+from trl.report.results import ADAPTIVE, ModelResults, Results, ScoreBin
+from trl.report.table import Cell, comparison, detectors, show_epsilon
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,9 +28,15 @@ CLASS_COLOURS = (
     *("#AA4499", "#44AA99", "#882255", "#999933", "#888888"),
 )
 
+REFERENCE: Mapping[str, Any] = {"color": "#888888", "linestyle": (0, (2, 2)), "linewidth": 1.2, "zorder": 1}
+
+NATURAL, NEUTRAL = "#bcbcbc", "#333333"  # natural images; what a legend says of every method
+FAINT = "50"  # appended to a colour: its opacity
+
 TRIPLET_COLUMNS = {"active", "positive_distance", "negative_distance"}
 
 Series = tuple[Sequence[float], Sequence[float]]
+Point = tuple[float, float, float, float]  # x, a share, and its interval
 
 
 def robust_accuracy_vs_epsilon(results: Results) -> Figure:
@@ -39,15 +45,13 @@ def robust_accuracy_vs_epsilon(results: Results) -> Figure:
     figure, panels = _panels(len(attacks), columns=2, height=4.6)
     for axes, attack in zip(panels, attacks, strict=True):
         for method in results.methods:
-            curves = [[p for p in model.curve if p.attack == attack] for model in results.of(method)]
-            x, mean, std = _across([([p.epsilon for p in c], [p.accuracy for p in c]) for c in curves])
-            low, high = mean - std, mean + std
-            if len(curves) == 1:
-                bounds = {p.epsilon: (p.low, p.high) for p in curves[0]}
-                low, high = np.array([bounds[epsilon] for epsilon in x]).T
-            _line(axes, results, method, x, mean, np.clip(low, 0, 1), np.clip(high, 0, 1), scale=100)
-        axes.axvline(results.epsilon, color="#555555", linestyle=(0, (2, 2)), linewidth=1.2, zorder=1)
-        title = f"Accuracy under {attack} (dashed: threat ε = {show_epsilon(results.epsilon)})"
+            curves = [
+                [(p.epsilon, p.accuracy, p.low, p.high) for p in model.curve if p.attack == attack]
+                for model in results.of(method)
+            ]
+            _shares(axes, results, method, curves)
+        axes.axvline(results.epsilon, **REFERENCE)
+        title = f"Accuracy under {attack} (dotted: threat ε = {show_epsilon(results.epsilon)})"
         _dress(axes, title, "perturbation size ε (pixel values in [0, 1])", "accuracy (%)")
         axes.set_ylim(-2, 102)
         axes.set_xlim(left=0)
@@ -69,7 +73,7 @@ def attack_accuracies(results: Results) -> Figure:
             yerr=100 * np.array([_error(cell) for cell in cells]).T,
             color=_colour(results, method),
             label=method,
-            error_kw={"elinewidth": 1.2, "capsize": 2, "ecolor": "#333333"},
+            error_kw={"elinewidth": 1.2, "capsize": 2, "ecolor": NEUTRAL},
         )
     _dress(axes, "Accuracy under each attack", "", "accuracy (%)")
     axes.set_xticks(range(len(columns)), [column.title for column in columns], rotation=30 * (len(columns) > 9))
@@ -80,24 +84,120 @@ def attack_accuracies(results: Results) -> Figure:
 
 
 def roc_curves(results: Results) -> Figure:
-    """Detection: true against false positive rate over all adversarial images, a panel per attack."""
-    attacks = results.detection_attacks
-    figure, panels = _panels(len(attacks), columns=2, height=4.6)
+    """The deployed detector: true against false positive rate over all adversarial images, a panel per attack."""
+    attacks, detector = [*results.detection_attacks, ADAPTIVE], results.detectors[0]
+    columns = _even(len(attacks))
+    figure, panels = _panels(len(attacks), columns, height=0.92 * WIDTH / columns)
     grid = np.linspace(0, 1, 401)
+
+    def curve(model: ModelResults, attack: str) -> Any:
+        wanted = (detector, attack, "all")
+        return np.array(sorted((p.fpr, p.tpr) for p in model.roc if (p.detector, p.attack, p.subset) == wanted))
+
     for axes, attack in zip(panels, attacks, strict=True):
-        axes.plot([0, 1], [0, 1], color="#999999", linestyle=(0, (2, 2)), linewidth=1.2)
+        axes.plot([0, 1], [0, 1], **REFERENCE)
         for method in results.methods:
-            curves = [
-                np.array(sorted((p.fpr, p.tpr) for p in model.roc if p.attack == attack and p.subset == "all"))
-                for model in results.of(method)
-            ]
-            sampled = [np.interp(grid, *curve.T) for curve in curves if curve.size]
+            curves = [curve(model, attack) for model in results.of(method)]
+            sampled = [np.interp(grid, *points.T) for points in curves if points.size]
             if sampled:
                 x, mean, std = _across([(grid.tolist(), tpr.tolist()) for tpr in sampled])
                 _line(axes, results, method, [0, *x], [0, *mean], [0, *(mean - std)], [0, *(mean + std)])
-        _dress(axes, f"Detection of {attack}", "false positive rate", "true positive rate")
+        _dress(axes, f"{detector}, {_knowing(attack)}", "false positive rate", "true positive rate")
         axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
     _method_legend(figure, results)
+    return figure
+
+
+def score_histograms(results: Results) -> Figure:
+    """Densities of the deployed detector's scores, and its threshold; a panel per method, of its first seed."""
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    detector, static = results.detectors[0], results.detection_attacks[0]
+    models = [results.of(method)[0] for method in results.methods]
+    figure, panels = _panels(len(models), columns=2, height=3.2)
+    for axes, model in zip(panels, models, strict=True):
+        colour, threshold = _colour(results, model.method), model.detect.deployed.threshold
+        bins = {
+            images: [each for each in model.scores if (each.detector, each.images) == (detector, images)]
+            for images in ("natural", static, ADAPTIVE)
+        }
+        axes.stairs(*_density(bins["natural"]), fill=True, color=NATURAL)
+        axes.stairs(*_density(bins[static]), fill=True, facecolor=f"{colour}{FAINT}", edgecolor=colour, linewidth=1.2)
+        axes.stairs(*_density(bins[ADAPTIVE]), color=colour, linewidth=1.8, linestyle="--")
+        axes.axvline(threshold, **REFERENCE)
+        low, high = bins["natural"][0].low, bins["natural"][-1].high
+        _dress(axes, f"{model.method} (seed {model.seed})", f"score of {detector} (its own scale)", "density")
+        axes.set(xlim=(min(low, threshold), max(high, threshold)), yticks=[])
+    handles = [
+        Patch(color=NATURAL),
+        Patch(facecolor=f"{NEUTRAL}{FAINT}", edgecolor=NEUTRAL),
+        Line2D([], [], color=NEUTRAL, linewidth=1.8, linestyle="--"),
+        Line2D([], [], **REFERENCE),
+    ]
+    names = ["natural", _knowing(static), ADAPTIVE, "threshold"]
+    figure.legend(handles, names, loc="outside lower center", ncols=4, handlelength=3, frameon=False)
+    return figure
+
+
+def detection_vs_epsilon(results: Results) -> Figure:
+    """The deployed detector's AUC (%) against epsilon: static attack solid, adaptive dashed."""
+    from matplotlib.lines import Line2D
+
+    detect = results.models[0].detect
+    attacks = list(dict.fromkeys(point.attack for point in results.models[0].detection))
+    styles: list[Literal["-", "--"]] = ["--" if attack == ADAPTIVE else "-" for attack in attacks]
+    figure, [axes] = _panels(1, columns=1, height=4.6)
+    for attack, style in zip(attacks, styles, strict=True):
+        for method in results.methods:
+            curves = [
+                [(p.epsilon, p.auc, p.low, p.high) for p in model.detection if p.attack == attack]
+                for model in results.of(method)
+            ]
+            _shares(axes, results, method, curves, style)
+    axes.axhline(50, **REFERENCE)
+    axes.axvline(detect.epsilon, **REFERENCE)
+    title = f"AUC of {detect.detector} (dotted: guessing, and ε = {show_epsilon(detect.epsilon)} of the tables)"
+    _dress(axes, title, "perturbation size ε (pixel values in [0, 1])", "AUC (%)")
+    axes.set_ylim(-2, 102)
+    axes.set_xlim(left=0)
+    handles = [Line2D([], [], color=NEUTRAL, linestyle=style) for style in styles]
+    axes.legend(handles, [_knowing(attack) for attack in attacks], frameon=False)
+    _method_legend(figure, results)
+    return figure
+
+
+def detector_aucs(results: Results) -> Figure:
+    """AUC (%) of every detector under the first static attack and under the adaptive ones, a panel per method."""
+    from matplotlib.lines import Line2D
+
+    groups, names = detectors(results), results.detectors
+    figure, panels = _panels(len(groups), columns=2, height=1.1 + 0.32 * len(names))
+    rows = range(len(names))
+    for axes, (method, (static, adaptive, *_)) in zip(panels, groups.items(), strict=True):
+        colour = _colour(results, method)
+        means = [[100 * column.cells[name].mean for name in names] for column in (static, adaptive)]
+        axes.hlines(rows, means[0], means[1], color=colour, alpha=0.35, linewidth=3)
+        for column, mean, face in zip((static, adaptive), means, ("white", colour), strict=True):
+            errors = 100 * np.array([_error(column.cells[name]) for name in names]).T
+            axes.errorbar(
+                *(mean, rows, None, errors, "o"),
+                color=colour,
+                markerfacecolor=face,
+                markersize=7,
+                elinewidth=1.2,
+                ecolor=NEUTRAL,
+                capsize=2,
+            )
+        axes.axvline(50, **REFERENCE)
+        _dress(axes, method, "AUC (%)", "")
+        axes.set_yticks(rows, names)
+        axes.set(xlim=(-2, 102), ylim=(len(names) - 0.5, -0.5))
+    handles = [
+        Line2D([], [], color=NEUTRAL, markerfacecolor=face, marker="o", linestyle="") for face in ("white", NEUTRAL)
+    ]
+    shown = [_knowing(results.detection_attacks[0]), ADAPTIVE]
+    figure.legend(handles, shown, loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 
@@ -133,7 +233,7 @@ def triplet_terms(results: Results) -> Figure | None:
     _dress(distances, "Distances of the anchor", "epoch", "distance of embeddings")
     distances.set_ylim(bottom=0)
     distances.legend(
-        [Line2D([], [], color="#333333", linestyle=style) for style in ("-", "--")],
+        [Line2D([], [], color=NEUTRAL, linestyle=style) for style in ("-", "--")],
         ["to the positive", "to the negative"],
         frameon=False,
     )
@@ -152,7 +252,7 @@ def tsne_maps(results: Results) -> Figure:
     colours = dict(zip(labels, CLASS_COLOURS if len(labels) <= len(CLASS_COLOURS) else many, strict=False))
     kinds = {"natural": (".", 22.0), "adversarial": ("x", 16.0)}
 
-    columns = 2 if len(models) in (2, 4) else 3
+    columns = _even(len(models))
     figure, panels = _panels(len(models), columns=columns, height=WIDTH / columns)
     for axes, model in zip(panels, models, strict=True):
         for kind, (marker, size) in kinds.items():
@@ -181,6 +281,9 @@ FIGURES: Mapping[str, Callable[[Results], Figure | None]] = {
     "robust_accuracy_vs_epsilon": robust_accuracy_vs_epsilon,
     "attacks": attack_accuracies,
     "roc": roc_curves,
+    "scores": score_histograms,
+    "detection_vs_epsilon": detection_vs_epsilon,
+    "detectors": detector_aucs,
     "training_curves": training_curves,
     "triplet": triplet_terms,
     "tsne": tsne_maps,
@@ -207,6 +310,11 @@ def _panels(count: int, columns: int, height: float) -> tuple[Figure, list[Axes]
     rows = math.ceil(count / columns)
     figure = Figure(figsize=(WIDTH, rows * height), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08))
     return figure, [figure.add_subplot(rows, columns, i + 1) for i in range(count)]
+
+
+def _even(count: int) -> int:
+    """Two or three columns, whichever leaves fewer places empty."""
+    return 2 if count in (2, 4) else 3
 
 
 def _dress(axes: Axes, title: str, xlabel: str, ylabel: str) -> None:
@@ -254,6 +362,28 @@ def _line(
         markevery=max(len(x) // 10, 1),
     )
     axes.fill_between(x, np.asarray(low) * scale, np.asarray(high) * scale, color=colour, alpha=0.15, linewidth=0)
+
+
+def _knowing(attack: str) -> str:
+    """The attack, by what it knows of the detector."""
+    return attack if attack == ADAPTIVE else f"static {attack}"
+
+
+def _shares(axes: Axes, results: Results, method: str, curves: Sequence[Sequence[Point]], linestyle: str = "") -> None:
+    """A method's line in percent; its band is the interval of one seed, or the standard deviation over several."""
+    x, mean, std = _across([([p[0] for p in curve], [p[1] for p in curve]) for curve in curves])
+    low, high = mean - std, mean + std
+    if len(curves) == 1:
+        bounds = {at: interval for at, _, *interval in curves[0]}
+        low, high = np.array([bounds[at] for at in x]).T
+    _line(axes, results, method, x, mean, np.clip(low, 0, 1), np.clip(high, 0, 1), 100, linestyle)
+
+
+def _density(bins: Sequence[ScoreBin]) -> tuple[Any, Any]:
+    """Heights, and edges (one more), of a histogram of area 1."""
+    edges = np.array([*(each.low for each in bins), bins[-1].high])
+    counts = np.array([each.count for each in bins])
+    return counts / counts.sum() / np.diff(edges), edges
 
 
 def _epochs(axes: Axes, results: Results, method: str, column: str, scale: float = 1, linestyle: str = "") -> None:

@@ -12,7 +12,7 @@ from pydantic_core import to_jsonable_python
 
 from trl.report.figures import save_figures
 from trl.report.results import Results
-from trl.report.table import comparison, describe_seeds, detection, representation, show_epsilon, write_csv
+from trl.report.table import comparison, describe_seeds, detection, detectors, representation, show_epsilon, write_csv
 
 NORMS = {"linf": "ℓ∞", "l2": "ℓ2", "l1": "ℓ1"}
 
@@ -21,7 +21,7 @@ TEXTS = {
     "robust_accuracy_vs_epsilon": (
         "Robust accuracy against ε",
         "Line chart of accuracy against the size of the perturbation",
-        "Accuracy as the attacker may change the image more; the dashed line is the threat of the"
+        "Accuracy as the attacker may change the image more; the dotted line is the threat of the"
         " tables above, the bands show {band}.",
     ),
     "attacks": (
@@ -31,9 +31,28 @@ TEXTS = {
     ),
     "roc": (
         "Detection of adversarial images",
-        "ROC curves of the detector, one panel per attack",
+        "ROC curves of the deployed detector, one panel per attack",
         "Share of adversarial images that the detector flags against share of natural images flagged by mistake;"
-        " the diagonal is guessing{std}.",
+        " the diagonal is guessing. A curve below it: attacked images look more natural than natural ones{std}.",
+    ),
+    "scores": (
+        "What the detector sees",
+        "Histograms of the deployed detector's scores of natural and attacked images, one panel per method",
+        "Images to the right of the threshold are rejected. Adaptive attacks move an image to the left of it; the more"
+        " its distribution lies over the grey one, the less there is to detect. Models of seed {seed};"
+        " the outermost bins also count the scores beyond them.",
+    ),
+    "detection_vs_epsilon": (
+        "Detection against ε",
+        "Line chart of the deployed detector's AUC against the size of the perturbation",
+        "AUC under an attack that knows nothing of the detector (solid) and in the worst case over all attacks"
+        " (dashed), as the attacker may change the image more; bands show {band}.",
+    ),
+    "detectors": (
+        "Detectors, static against adaptive",
+        "Dot plot of every detector's AUC without and with an attacker who knows it, one panel per method",
+        "What an attacker who knows the detector takes from it: the longer the bar, the less its static AUC was worth;"
+        " the dotted line is guessing, whiskers show {band}.",
     ),
     "training_curves": (
         "Training",
@@ -77,10 +96,11 @@ def write_report(results: Results, recipe_name: str, parameters: Mapping[str, An
         threat=_threat(**parameters["threat"]),
         results=results,
         seeds=describe_seeds(results),
-        detector=results.models[0].detect.detector,
+        detect=results.models[0].detect,
         detection_epsilon=show_epsilon(results.models[0].detect.epsilon),
         comparison=comparison(results),
         detection=detection(results),
+        detectors=detectors(results),
         representation=representation(results),
         figures=figures,
         parameters=yaml.safe_dump(to_jsonable_python(parameters), sort_keys=False, allow_unicode=True),

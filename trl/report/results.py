@@ -14,6 +14,7 @@ from trl.errors import TrlError
 File = TypeVar("File", bound=BaseModel)
 
 WORST = "worst"  # the entry of attack.json that accumulates all attacks, sample by sample
+ADAPTIVE = "adaptive"  # in the files of detection: the worst case over all attacks, also those that know the detector
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Measure = Annotated[float, BeforeValidator(lambda value: math.nan if value in (None, "") else value)]
@@ -27,6 +28,11 @@ class Accuracy(BaseModel):
     low: Share
     high: Share
     n: int
+
+    @property
+    def value(self) -> float:
+        """The accuracy, under the name that every figure with an interval has."""
+        return self.accuracy
 
 
 class Training(BaseModel):
@@ -69,16 +75,81 @@ class Neighbours(BaseModel):
     adversarial: Measure
 
 
+class Figure(BaseModel):
+    """A figure of detection with its 95 % interval."""
+
+    value: Share
+    low: Share
+    high: Share
+
+
+class Figures(BaseModel):
+    """Natural against adversarial images: areas under the ROC and the precision-recall curve, share of false alarms
+    where 95 % are found, and shares found at 1 % and 5 % false alarms.
+    """
+
+    auc: Figure
+    aupr: Figure
+    fpr95: Figure
+    tpr01: Figure
+    tpr05: Figure
+
+
+class Subsets(BaseModel):
+    """Figures of all adversarials, those that are misclassified and those that are not; null: there are none."""
+
+    all: Figures
+    successful: Figures | None
+    failed: Figures | None
+
+
+class Rejection(BaseModel):
+    """Accuracy of classifier and detector together, at the calibrated threshold.
+
+    A natural image counts if it is classified correctly and accepted (`clean`), and under attack only if, besides, what
+    the attack makes of it is classified correctly or rejected: under each `static` attack, under all of these and the
+    `adaptive` ones up to each, and under all attacks (`worst`).
+    """
+
+    clean: Accuracy
+    static: dict[str, Accuracy]
+    adaptive: dict[str, Accuracy]
+    worst: Accuracy
+
+
+class DetectorFigures(BaseModel):
+    """One detector: its threshold, the share of natural test images above it, and how well it detects.
+
+    `static`: by attack that knows nothing of the detector; `adaptive`: the worst per image over those and the attacks
+    that know it.
+    """
+
+    threshold: float
+    false_alarms: Figure
+    static: Annotated[dict[str, Subsets], Field(min_length=1)]
+    adaptive: Subsets
+    rejection: Rejection
+
+
 class Detect(BaseModel):
-    """detect.json: AUC of the detector per attack, over all, successful and failed adversarial images."""
+    """detect.json: every detector's figures, and which of them is the one to deploy (`detector`).
+
+    `false_alarms` is the rate that the thresholds were calibrated for. `validation`: what detector and classifier reach
+    on validation images, the figures by which a model is chosen for deployment.
+    """
 
     epsilon: float
+    false_alarms: Share
     detector: str
-    auc: dict[str, Measure]
-    auc_successful: dict[str, Measure]
-    auc_failed: dict[str, Measure]
+    detectors: dict[str, DetectorFigures]
+    validation: dict[Literal["auc", "adaptive_auc", "clean", "robust"], Share]
     representation: Representation
     knn: Neighbours
+
+    @property
+    def deployed(self) -> DetectorFigures:
+        """The figures of the detector to deploy."""
+        return self.detectors[self.detector]
 
 
 class CurvePoint(BaseModel):
@@ -92,12 +163,36 @@ class CurvePoint(BaseModel):
 
 
 class RocPoint(BaseModel):
-    """A row of roc.csv."""
+    """A row of roc.csv; `attack` is "adaptive" for the worst case over all attacks that know the detector."""
 
+    detector: str
     attack: str
     subset: Literal["all", "successful", "failed"]
     fpr: Share
     tpr: Share
+
+
+class ScoreBin(BaseModel):
+    """A row of scores.csv: how many test images score from `low` to `high`.
+
+    `images` are "natural" ones, those of an attack, or "adaptive": the worst case over all attacks.
+    """
+
+    detector: str
+    images: str
+    low: float
+    high: float
+    count: int
+
+
+class DetectionPoint(BaseModel):
+    """A row of detection.csv: the deployed detector's AUC at one epsilon, under a static attack or "adaptive"."""
+
+    attack: str
+    epsilon: float
+    auc: Share
+    low: Share
+    high: Share
 
 
 class TsnePoint(BaseModel):
@@ -122,6 +217,8 @@ class ModelResults:
     curve: Sequence[CurvePoint]
     detect: Detect
     roc: Sequence[RocPoint]
+    scores: Sequence[ScoreBin]
+    detection: Sequence[DetectionPoint]
     tsne: Sequence[TsnePoint]
 
 
@@ -149,8 +246,14 @@ class Results:
 
     @property
     def detection_attacks(self) -> list[str]:
-        """The attacks on which the detector was scored."""
-        return list(self.models[0].detect.auc)
+        """The static attacks: the detectors were scored on them, and they know nothing of the detectors."""
+        return list(self.models[0].detect.deployed.static)
+
+    @property
+    def detectors(self) -> list[str]:
+        """The detectors, the one to deploy first."""
+        detect = self.models[0].detect
+        return [detect.detector, *(name for name in detect.detectors if name != detect.detector)]
 
 
 def load_results(metrics_folder: Path, methods: Sequence[str], seeds: Sequence[int]) -> Results:
@@ -174,7 +277,11 @@ def _settings(model: ModelResults) -> dict[tuple[str, str], Any]:
     return {
         ("attack.json", "attack"): (attack.epsilon, set(attack.robust)),
         ("curve.csv", "attack"): {(point.attack, point.epsilon) for point in model.curve},
-        ("detect.json", "detect"): (detect.epsilon, detect.detector, set(detect.auc)),
+        ("detect.json", "detect"): (
+            *(detect.epsilon, detect.false_alarms, detect.detector, set(detect.detectors)),
+            set(detect.deployed.static),
+        ),
+        ("detection.csv", "detect"): {(point.attack, point.epsilon) for point in model.detection},
     }
 
 
@@ -191,6 +298,12 @@ def _load_model(metrics_folder: Path, method: str, seed: int) -> ModelResults:
     attack = _read(folder / "attack.json", "attack", Attack)
     if WORST not in attack.robust:
         raise _broken(folder / "attack.json", f"robust: no entry {WORST!r}", "attack")
+    detect = _read(folder / "detect.json", "detect", Detect)
+    if detect.detector not in detect.detectors:
+        raise _broken(folder / "detect.json", f"detectors: no entry {detect.detector!r}", "detect")
+    for name, figures in detect.detectors.items():
+        if not set(figures.static) == set(figures.rejection.static) == set(detect.deployed.static):
+            raise _broken(folder / "detect.json", f"detectors.{name}: static: not the attacks of the others", "detect")
     return ModelResults(
         method=method,
         seed=seed,
@@ -198,8 +311,10 @@ def _load_model(metrics_folder: Path, method: str, seed: int) -> ModelResults:
         epochs={column: [row[column] for row in epochs] for column in epochs[0]},
         attack=attack,
         curve=_read_rows(folder / "curve.csv", "attack", CurvePoint),
-        detect=_read(folder / "detect.json", "detect", Detect),
+        detect=detect,
         roc=_read_rows(folder / "roc.csv", "detect", RocPoint),
+        scores=_read_rows(folder / "scores.csv", "detect", ScoreBin),
+        detection=_read_rows(folder / "detection.csv", "detect", DetectionPoint),
         tsne=_read_rows(folder / "tsne.csv", "detect", TsnePoint),
     )
 

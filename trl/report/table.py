@@ -2,19 +2,22 @@
 
 import csv
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 
-from trl.report.results import Accuracy, ModelResults, Results
+from trl.report.results import ADAPTIVE, Accuracy, DetectorFigures, Figure, ModelResults, Results, Subsets
 
 NOTHING = "–"  # stands for a value that does not exist
+
+Estimate = Accuracy | Figure | float
+"""A figure of one model, with or without an interval; NaN if it does not exist."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One method's values of one measure, one per seed (NaN: undefined), and the 95 % interval if there is one seed."""
+    """Values of one measure, one per seed (NaN: undefined), and the 95 % interval if there is one seed."""
 
     values: tuple[float, ...]
     low: float = math.nan
@@ -38,12 +41,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """One measure of all methods: shares are shown in percent with one decimal, other figures with three decimals."""
+    """One measure of all rows (methods, or detectors): shares in percent with one decimal, others with three."""
 
     title: str
     cells: Mapping[str, Cell]
     percent: bool = True
-    higher_is_better: bool = True
+    higher_is_better: bool | None = True  # None: neither is
 
     def show(self, value: float) -> str:
         """One number as text."""
@@ -51,48 +54,86 @@ class Column:
             return NOTHING
         return f"{100 * value:.1f}" if self.percent else f"{value:.3f}"
 
-    def text(self, method: str) -> str:
-        """The cell of `method`: the mean, with its standard deviation if there are several seeds."""
-        cell = self.cells[method]
+    def text(self, row: str) -> str:
+        """The cell of `row`: the mean, with its standard deviation if there are several seeds."""
+        cell = self.cells[row]
         return self.show(cell.mean) + ("" if math.isnan(cell.std) else f" ± {self.show(cell.std)}")
 
-    def uncertainty(self, method: str) -> str:
+    def uncertainty(self, row: str) -> str:
         """`± std` over several seeds, or `low–high` (95 %) with one; empty where there is neither."""
-        cell = self.cells[method]
+        cell = self.cells[row]
         if not math.isnan(cell.std):
             return f"± {self.show(cell.std)}"
         return "" if math.isnan(cell.low) else f"{self.show(cell.low)}–{self.show(cell.high)}"
 
     def best(self) -> set[str]:
-        """The methods that show the best mean; none if all show the same."""
-        means = {method: cell.mean for method, cell in self.cells.items() if not math.isnan(cell.mean)}
-        if len({self.show(mean) for mean in means.values()}) < 2:
+        """The rows that show the best mean; none if all show the same."""
+        means = {row: cell.mean for row, cell in self.cells.items() if not math.isnan(cell.mean)}
+        if self.higher_is_better is None or len({self.show(mean) for mean in means.values()}) < 2:
             return set()
         best = self.show((max if self.higher_is_better else min)(means.values()))
-        return {method for method, mean in means.items() if self.show(mean) == best}
+        return {row for row, mean in means.items() if self.show(mean) == best}
 
 
 def comparison(results: Results) -> list[Column]:
-    """Accuracy on natural images, under each attack and under the worst of them, then AUC of detection per attack."""
+    """Accuracy on natural images, under each attack and under the worst of them; then of the deployed detector its AUC
+    per static attack and under the adaptive ones, and the accuracy under all attacks of a classifier that rejects.
+    """
 
     def robust(attack: str) -> Column:
-        return _accuracy_column(results, attack, lambda model: model.attack.robust[attack])
+        return _column(results, attack, lambda model: model.attack.robust[attack])
+
+    def auc(attack: str) -> Column:
+        return _column(results, f"AUC {attack}", lambda model: _subsets(model.detect.deployed, attack).all.auc)
 
     return [
-        _accuracy_column(results, "clean", lambda model: model.attack.clean),
-        *(robust(attack) for attack in results.attacks),
-        *(_auc_column(results, f"AUC {attack}", "auc", attack) for attack in results.detection_attacks),
+        _column(results, "clean", lambda model: model.attack.clean),
+        *map(robust, results.attacks),
+        *map(auc, [*results.detection_attacks, ADAPTIVE]),
+        _column(results, "rejecting", lambda model: model.detect.deployed.rejection.worst),
     ]
 
 
-def detection(results: Results) -> list[Column]:
-    """AUC of natural against all, successful and failed adversarial images, per attack."""
-    subsets = {"all": "auc", "successful": "auc_successful", "failed": "auc_failed"}
-    return [
-        _auc_column(results, f"{attack}, {subset}", field, attack)
-        for attack in results.detection_attacks
-        for subset, field in subsets.items()
-    ]
+def detection(results: Results) -> dict[str, list[Column]]:
+    """By attack: how well the deployed detector tells its images from natural ones."""
+
+    def column(title: str, attack: str, subset: str, figure: str, higher_is_better: bool = True) -> Column:
+        def get(model: ModelResults) -> Estimate:
+            return _figure(_subsets(model.detect.deployed, attack), subset, figure)
+
+        return _column(results, title, get, higher_is_better=higher_is_better)
+
+    return {
+        attack: [
+            *(column(f"AUC, {subset}", attack, subset, "auc") for subset in ("all", "successful", "failed")),
+            column("AUPR", attack, "all", "aupr"),
+            column("false alarms at 95 % found (lower is better)", attack, "all", "fpr95", higher_is_better=False),
+            column("found at 1 % false alarms", attack, "all", "tpr01"),
+            column("found at 5 % false alarms", attack, "all", "tpr05"),
+        ]
+        for attack in [*results.detection_attacks, ADAPTIVE]
+    }
+
+
+def detectors(results: Results) -> dict[str, list[Column]]:
+    """By method: every detector against the first static attack and against all that know it, alone and rejecting."""
+    static, aim = results.detection_attacks[0], results.models[0].detect.false_alarms
+    figures: dict[str, Callable[[DetectorFigures], Estimate]] = {
+        f"AUC {static}": lambda detector: detector.static[static].all.auc,
+        "AUC adaptive": lambda detector: detector.adaptive.all.auc,
+        "AUC adaptive, successful": lambda detector: _figure(detector.adaptive, "successful", "auc"),
+        "rejecting, clean": lambda detector: detector.rejection.clean,
+        f"rejecting, {static}": lambda detector: detector.rejection.static[static],
+        "rejecting": lambda detector: detector.rejection.worst,
+        f"false alarms (aim: {100 * aim:g} %)": lambda detector: detector.false_alarms,
+    }
+
+    def column(method: str, title: str, get: Callable[[DetectorFigures], Estimate]) -> Column:
+        models = results.of(method)
+        cells = {name: _cell(get(model.detect.detectors[name]) for model in models) for name in results.detectors}
+        return Column(title, cells, higher_is_better=None if "alarms" in title else True)
+
+    return {method: [column(method, title, get) for title, get in figures.items()] for method in results.methods}
 
 
 def representation(results: Results) -> list[Column]:
@@ -148,25 +189,29 @@ def write_csv(results: Results, path: Path) -> None:
             writer.writerow([method, *("" if math.isnan(f) else f"{100 * f:.4f}" for f in figures)])
 
 
-def _accuracy_column(results: Results, title: str, get: Callable[[ModelResults], Accuracy]) -> Column:
-    def cell(method: str) -> Cell:
-        figures = [get(model) for model in results.of(method)]
-        interval = (figures[0].low, figures[0].high) if len(figures) == 1 else ()
-        return Cell(tuple(figure.accuracy for figure in figures), *interval)
-
-    return Column(title, {method: cell(method) for method in results.methods})
-
-
-def _auc_column(results: Results, title: str, field: str, attack: str) -> Column:
-    return _column(results, title, lambda model: getattr(model.detect, field).get(attack, math.nan))
-
-
 def _column(
     results: Results,
     title: str,
-    get: Callable[[ModelResults], float],
+    get: Callable[[ModelResults], Estimate],
     percent: bool = True,
     higher_is_better: bool = True,
 ) -> Column:
-    cells = {method: Cell(tuple(get(model) for model in results.of(method))) for method in results.methods}
+    cells = {method: _cell(map(get, results.of(method))) for method in results.methods}
     return Column(title, cells, percent, higher_is_better)
+
+
+def _cell(estimates: Iterable[Estimate]) -> Cell:
+    first, *more = estimates
+    if not more and not isinstance(first, float):
+        return Cell((first.value,), first.low, first.high)
+    return Cell(tuple(each if isinstance(each, float) else each.value for each in [first, *more]))
+
+
+def _subsets(detector: DetectorFigures, attack: str) -> Subsets:
+    return detector.adaptive if attack == ADAPTIVE else detector.static[attack]
+
+
+def _figure(subsets: Subsets, subset: str, name: str) -> Estimate:
+    figures = getattr(subsets, subset)
+    found: Estimate = math.nan if figures is None else getattr(figures, name)
+    return found

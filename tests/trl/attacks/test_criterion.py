@@ -2,9 +2,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from trl.attacks import Misclassified, Targeted, fgsm, pgd
-from trl.attacks.criterion import Scored, Undetected
-from trl.attacks.losses import cross_entropy
+from trl.attacks import Both, Misclassified, Targeted, Undetected, apgd, fgsm, pgd
+from trl.attacks.criterion import Orthogonal, Scored
+from trl.attacks.inner import ascent
+from trl.attacks.losses import cross_entropy, dlr
 from trl.detectors import Detector, build_detector
 from trl.detectors.observe import observe
 from trl.models import Classifier, build_model
@@ -113,3 +114,78 @@ def test_a_scored_model_is_no_part_of_the_model() -> None:
     keys = list(model.state_dict())
     Scored(model, (build_detector("gaussian"),))
     assert list(model.state_dict()) == keys
+
+
+@pytest.mark.parametrize("strategy", ["selective", "orthogonal"])
+def test_one_goal_after_the_other(strategy: str) -> None:
+    """The loss ranks all misclassified samples above all others, and those by their scores alone."""
+    model, x, y, detector, threshold = scored()
+    both = Both(Misclassified(), Undetected(detector, threshold, 0.1), strategy)
+    outputs = both.view(model)(x)
+    outputs = outputs + 3 * torch.randn_like(outputs)
+    loss, wrong = both.loss(cross_entropy)(outputs, y), outputs[:, :3].argmax(1) != y
+    assert 0 < wrong.sum() < len(y)
+    assert loss[wrong].min() > loss[~wrong].max()
+    torch.testing.assert_close(loss[wrong], (threshold - outputs[wrong, 3]) / 0.1)
+    order = dlr(outputs[~wrong, :3], y[~wrong]).argsort()
+    assert (loss[~wrong][order].diff() >= 0).all()
+
+
+def test_orthogonal_steps_leave_the_other_loss_as_it_is() -> None:
+    model, x, y, detector, threshold = scored()
+    y = torch.where(torch.arange(len(y)) % 2 == 0, y, (y + 1) % 3)  # half of the samples are misclassified already
+    both = Both(Misclassified(), Undetected(detector, threshold, 0.1), "orthogonal")
+    view, loss = both.view(model), both.loss(cross_entropy)
+    assert isinstance(loss, Orthogonal)
+    direction = ascent(view, x, y, loss, 3).gradient.flatten(1)
+
+    copy = x.clone().requires_grad_()
+    outputs = view(copy)
+    gradients = [
+        torch.autograd.grad(part(outputs, y).sum(), copy, retain_graph=True)[0].flatten(1)
+        for part in (loss.first, loss.second)
+    ]
+    met = loss.first_met(outputs, y)
+    assert 0.3 < met.float().mean() < 0.7
+    for where, followed, other in ((~met, *gradients), (met, *reversed(gradients))):
+        rows = where & (followed.norm(dim=1) > 0) & (other.norm(dim=1) > 0)
+        cosine = torch.nn.functional.cosine_similarity(direction[rows], other[rows])
+        assert cosine.abs().max() < 1e-4
+        assert ((direction[rows] * followed[rows]).sum(1) > 0).all()  # what is left rises all the same
+    # where there is no other gradient, nothing is taken away
+    zero = torch.zeros(2, 3)
+    ones = torch.ones(2, 3)
+    assert torch.equal(
+        Orthogonal.direction(ones, zero, torch.tensor([False, True])), torch.tensor([[1.0] * 3, [0.0] * 3])
+    )
+
+
+@pytest.mark.parametrize("strategy", ["joint", "selective", "orthogonal"])
+def test_every_strategy_fools_both(strategy: str) -> None:
+    model, x, y, detector, threshold = scored()
+    both = Both(Misclassified(), Undetected(detector, threshold, 0.1), strategy)
+
+    def successes(x_adv: Tensor) -> int:
+        with torch.no_grad():
+            return int(both.met(both.view(model)(x_adv), y).sum())
+
+    plain = successes(pgd(model, x, y, Linf(0.3), steps=40))
+    for x_adv in (apgd(model, x, y, Linf(0.3), both, steps=30), pgd(model, x, y, Linf(0.3), both, steps=40)):
+        assert (x_adv - x).abs().max() <= 0.3 + 1e-6
+        assert successes(x_adv) > plain
+
+
+def test_a_criterion_says_what_it_is() -> None:
+    """An evaluation that goes on must not take another detector, threshold or strategy for the same."""
+    _, _, _, detector, threshold = scored()
+    other = Distance().fit(torch.rand(5, 3), torch.zeros(5, dtype=torch.int64))
+    made = [
+        Misclassified() & Undetected(detector, threshold),
+        Misclassified() & Undetected(detector, threshold + 1e-9),
+        Misclassified() & Undetected(other, threshold),
+        Targeted() & Undetected(detector, threshold),
+        Both(Misclassified(), Undetected(detector, threshold), "selective"),
+    ]
+    assert len({repr(criterion) for criterion in made}) == 5
+    assert repr(made[0]) == repr(Misclassified() & Undetected(detector, threshold))
+    assert " at 0x" not in repr(made[0])

@@ -161,5 +161,5 @@ def test_options() -> None:
     ):
         with pytest.raises(TrlError, match=message):
             build_detector("gaussian", **options)
-    with pytest.raises(TrlError, match="unknown detector 'nose'; known: gaussian"):
+    with pytest.raises(TrlError, match="unknown detector 'nose'; known: energy, gaussian, "):
         build_detector("nose")

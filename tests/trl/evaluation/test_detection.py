@@ -6,7 +6,7 @@ from hypothesis.extra.numpy import arrays
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from trl.errors import TrlError
-from trl.evaluation.detection import by_subset, calibrate, detection_figures, roc_points
+from trl.evaluation.detection import by_subset, detection_figures, roc_points
 
 
 def detection_auc(natural: torch.Tensor, adversarial: torch.Tensor, succeeded: torch.Tensor) -> dict:
@@ -128,23 +128,3 @@ def test_intervals_depend_on_the_seed_alone() -> None:
     first, same, other = (detection_figures(natural, adversarial, 20, seed) for seed in (1, 1, 2))
     assert first == same
     assert first != other
-
-
-@settings(max_examples=40, deadline=None)
-@given(n=st.integers(20, 300), rate=st.sampled_from([0.05, 0.1, 0.5]), seed=st.integers(0, 100))
-def test_threshold_raises_no_more_false_alarms(n: int, rate: float, seed: int) -> None:
-    natural = torch.randn(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    threshold = calibrate(natural, rate)
-    assert (natural > threshold).sum() <= rate * n
-    lower = natural[natural < threshold].max()  # the next smaller one would raise too many
-    assert (natural > lower).sum() > rate * n - 1
-
-
-def test_what_cannot_be_calibrated() -> None:
-    for natural, rate, message in (
-        (torch.randn(50), 0.01, "take 100 or more"),
-        (torch.randn(50), 1.0, "between 0 and 1"),
-        (torch.tensor([0.0, torch.nan]), 0.5, "finite"),
-    ):
-        with pytest.raises(TrlError, match=message):
-            calibrate(natural, rate)

@@ -27,7 +27,7 @@ def test_features_and_logits_in_eval_mode(batch_size: int) -> None:
 
 def test_what_cannot_be_embedded() -> None:
     x, _ = images(4)
-    with pytest.raises(TrlError, match="Sequential has no features"):
+    with pytest.raises(TrlError, match="Sequential has no body and head"):
         embed(nn.Sequential(nn.Flatten()), x)
     with pytest.raises(TrlError, match="no images"):
         embed(Net(), x[:0])

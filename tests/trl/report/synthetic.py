@@ -16,7 +16,12 @@ EPSILON = 0.2
 SAMPLES = 597
 CLEAN = {"um": 0.985, "at": 0.962, "alp": 0.957, "tla": 0.965}
 ROBUST = {"um": 0.004, "at": 0.705, "alp": 0.722, "tla": 0.748}
-SHIFT = {"um": 0.4, "at": 0.9, "alp": 0.8, "tla": 1.5}  # of the detector's scores, in standard deviations
+SHIFT = {"um": 2.8, "at": 1.8, "alp": 1.6, "tla": 2.3}  # of the detectors' scores, in standard deviations
+# Of each detector: how much of this shift it sees, and how much less once an attack knows it.
+DETECTORS = {"knn": (0.8, 0.6), "gaussian": (1.0, 0.7), "energy": (1.1, 3.2)}
+DEPLOYED = "gaussian"
+DETECTION_ATTACKS = {"pgd": 1.0, "cw": 0.7}  # how much of the shift each causes
+ADAPTIVE_ATTACKS = ("pgd weighted", "pgd selective", "apgd orthogonal")
 
 
 def write_metrics(folder: Path, methods: Sequence[str] = METHODS, seeds: Sequence[int] = (0,)) -> Path:
@@ -95,33 +100,99 @@ def write_curve(path: Path, clean: float, robust: float) -> None:
 
 
 def write_detection(folder: Path, kind: str, rng: np.random.Generator) -> None:
-    natural = rng.normal(0, 1, 600)
-    shift = 0.8 + SHIFT[kind] / 6 + rng.normal(0, 0.01)
-    auc: dict[str, dict[str, float | None]] = {"all": {}, "successful": {}, "failed": {}}
-    rows = []
-    for attack, factor in {"pgd": 1.0, "cw": 0.7}.items():
-        for subset, more in {"all": 0.0, "successful": 0.4, "failed": -0.3}.items():
-            if kind == "um" and subset == "failed":  # no attack on it fails
-                auc[subset][attack] = None
-                continue
-            adversarial = rng.normal(SHIFT[kind] * factor + more, 1, 600)
-            auc[subset][attack] = float((adversarial[:, None] > natural).mean())
-            for threshold in np.linspace(5, -5, 80):
-                fpr, tpr = (natural > threshold).mean(), (adversarial > threshold).mean()
-                rows.append({"attack": attack, "subset": subset, "fpr": fpr, "tpr": tpr})
-    write_csv(folder / "roc.csv", rows)
+    """detect.json, roc.csv, scores.csv and detection.csv, all from scores that are drawn from normal distributions."""
+    correct = rng.random(SAMPLES) < CLEAN[kind]
+    fooled = ~correct | (rng.random(SAMPLES) > ROBUST[kind]) | (kind == "um")  # on the undefended model nothing fails
+    detectors: dict[str, Any] = {}
+    roc, bins = list[dict[str, Any]](), list[dict[str, Any]]()
+    for detector, (sees, loses) in DETECTORS.items():
+        natural = rng.normal(0, 1, SAMPLES)
+        scores = {a: rng.normal(SHIFT[kind] * factor * sees, 1, SAMPLES) for a, factor in DETECTION_ATTACKS.items()}
+        lost = loses * (4 if kind == "um" else 1)
+        scores["adaptive"] = scores["pgd"] - np.abs(rng.normal(lost, 0.3, SAMPLES))
+        subsets = {attack: by_subset(natural, found, fooled) for attack, found in scores.items()}
+        threshold = float(np.quantile(natural, 0.99)) + rng.normal(0, 0.05)
+        kept = {a: correct & (natural <= threshold) & ~(fooled & (s <= threshold)) for a, s in scores.items()}
+        left = np.all(list(kept.values()), axis=0).mean()
+        detectors[detector] = {
+            "threshold": threshold,
+            "false_alarms": figure((natural > threshold).mean()),
+            "static": {attack: subsets[attack] for attack in DETECTION_ATTACKS},
+            "adaptive": subsets["adaptive"],
+            "rejection": {
+                "clean": interval((correct & (natural <= threshold)).mean()),
+                "static": {attack: interval(kept[attack].mean()) for attack in DETECTION_ATTACKS},
+                "adaptive": {a: interval(left + 0.01 * (2 - i)) for i, a in enumerate(ADAPTIVE_ATTACKS)},
+                "worst": interval(left),
+            },
+        }
+        for attack, found in scores.items():
+            for subset, chosen in members(fooled).items():
+                if chosen.any():
+                    curve = {"detector": detector, "attack": attack, "subset": subset}
+                    roc += [
+                        curve | {"fpr": (natural > t).mean(), "tpr": (found[chosen] > t).mean()}
+                        for t in np.linspace(6, -6, 80)
+                    ]
+        edges = np.linspace(*np.quantile([natural, *scores.values()], [0.005, 0.995]), 41)
+        for images, found in {"natural": natural, **scores}.items():
+            counts, _ = np.histogram(np.clip(found, edges[0], edges[-1]), edges)
+            edged = zip(edges[:-1], edges[1:], counts, strict=True)
+            bins += [
+                {"detector": detector, "images": images, "low": low, "high": high, "count": n} for low, high, n in edged
+            ]
+    write_csv(folder / "roc.csv", roc)
+    write_csv(folder / "scores.csv", bins)
+    write_detection_curve(folder / "detection.csv", detectors[DEPLOYED])
+    shift = 1.2 + SHIFT[kind] / 6 + rng.normal(0, 0.01)
     write_json(
         folder / "detect.json",
         {
             "epsilon": EPSILON,
-            "detector": "gaussian",
-            "auc": auc["all"],
-            "auc_successful": auc["successful"],
-            "auc_failed": auc["failed"],
+            "false_alarms": 0.01,
+            "detector": DEPLOYED,
+            "detectors": detectors,
+            "validation": {"auc": 0.9, "adaptive_auc": 0.7, "clean": CLEAN[kind], "robust": ROBUST[kind]},
             "representation": {"r": shift, "r_prime": None if kind == "um" else 3 - shift},
             "knn": {"natural": CLEAN[kind] + rng.normal(0, 0.003), "adversarial": ROBUST[kind]},
         },
     )
+
+
+def write_detection_curve(path: Path, detector: dict[str, Any]) -> None:
+    first = next(iter(DETECTION_ATTACKS))
+    rows = []
+    for attack, subsets in {first: detector["static"][first], "adaptive": detector["adaptive"]}.items():
+        auc = subsets["all"]["auc"]["value"]
+        for epsilon in np.linspace(0, 2 * EPSILON, 9):
+            point = figure(0.5 + (auc - 0.5) * (1 - math.exp(-3 * epsilon / EPSILON)))
+            rows.append({"attack": attack, "epsilon": epsilon, "auc": point["value"]} | point)
+    write_csv(path, [{name: row[name] for name in ("attack", "epsilon", "auc", "low", "high")} for row in rows])
+
+
+def by_subset(natural: np.ndarray, adversarial: np.ndarray, fooled: np.ndarray) -> dict[str, Any]:
+    return {
+        subset: figures(natural, adversarial[chosen]) if chosen.any() else None
+        for subset, chosen in members(fooled).items()
+    }
+
+
+def members(fooled: np.ndarray) -> dict[str, np.ndarray]:
+    return {"all": np.ones_like(fooled), "successful": fooled, "failed": ~fooled}
+
+
+def figures(natural: np.ndarray, adversarial: np.ndarray) -> dict[str, Any]:
+    auc = (adversarial[:, None] > natural).mean()
+    found = {alarms: (adversarial > np.quantile(natural, 1 - alarms)).mean() for alarms in (0.01, 0.05)}
+    alarms = (natural > np.quantile(adversarial, 0.05)).mean()
+    values = {"auc": auc, "aupr": auc + 0.01, "fpr95": alarms, "tpr01": found[0.01], "tpr05": found[0.05]}
+    return {name: figure(value) for name, value in values.items()}
+
+
+def figure(value: float) -> dict[str, float]:
+    value = min(float(value), 1.0)
+    half = 1.2 * math.sqrt(max(value * (1 - value), 1e-5) / SAMPLES)
+    return {"value": value, "low": max(value - half, 0.0), "high": min(value + half, 1.0)}
 
 
 def write_tsne(path: Path, kind: str, rng: np.random.Generator) -> None:

@@ -8,9 +8,13 @@ import yaml
 
 from tests.trl.report.synthetic import METHODS, write_metrics
 from trl.report import load_results, write_report
-from trl.report.table import comparison
+from trl.report.table import comparison, detection, detectors
 
-FIGURES = ["robust_accuracy_vs_epsilon", "attacks", "roc", "training_curves", "triplet", "tsne"]
+FIGURES = [
+    *("robust_accuracy_vs_epsilon", "attacks"),
+    *("roc", "scores", "detection_vs_epsilon", "detectors"),
+    *("training_curves", "triplet", "tsne"),
+]
 PARAMETERS: dict[str, Any] = {
     "data": {"name": "digits", "validation": 300, "split_seed": 0},
     "model": {"name": "mlp", "options": {"widths": (256, 128)}},  # a tuple, as a validated section has it
@@ -65,12 +69,14 @@ def test_the_title_names_recipe_data_and_threat(case) -> None:
     assert "digits" in page.text("dd").splitlines()
 
 
-def test_every_number_of_the_comparison_is_in_the_page(case) -> None:
+def test_every_number_of_the_tables_is_in_the_page(case) -> None:
     results, page = case
-    for column in comparison(results):
-        for method in METHODS:
-            assert column.show(column.cells[method].mean) in page.text().splitlines()
-            assert column.uncertainty(method) in page.text("small")
+    for columns in [comparison(results), *detection(results).values(), *detectors(results).values()]:
+        for column in columns:
+            assert column.title in page.text("th").splitlines()
+            for row, cell in column.cells.items():
+                assert column.show(cell.mean) in page.text().splitlines()
+                assert column.uncertainty(row) in page.text("small")
     assert "–" in page.text("td").splitlines()  # um has no failed attack
     assert ("±" in page.text("small")) == (len(results.seeds) > 1)
 
@@ -89,14 +95,23 @@ def test_every_figure_is_inside_the_page_and_described(case) -> None:
     for figure, image in zip(page.of("figure"), page.of("img"), strict=True):
         assert base64.b64decode(image["src"].partition(",")[2]) == written[figure["id"]]
         assert all(method in image["alt"] for method in METHODS)
-    assert len(page.text("figcaption").splitlines()) == 6
+    assert len(page.text("figcaption").splitlines()) == len(FIGURES)
 
 
 def test_tables_say_what_their_headers_head(case) -> None:
     results, page = case
-    assert {header["scope"] for header in page.of("th")} == {"col", "row"}
-    assert len(page.of("caption")) == len(page.of("table")) == 5
-    assert len([h for h in page.of("th") if h["scope"] == "row"]) == 3 * len(METHODS) + 2 * len(results.models)
+    scopes = [header["scope"] for header in page.of("th")]
+    assert set(scopes) == {"col", "row", "rowgroup"}
+    assert len(page.of("caption")) == len(page.of("table")) == 6
+    assert scopes.count("rowgroup") == len(detection(results)) + len(METHODS)
+    by_attack, by_detector = len(detection(results)) * len(METHODS), len(results.detectors) * len(METHODS)
+    assert scopes.count("row") == 2 * len(METHODS) + by_attack + by_detector + 2 * len(results.models)
+
+
+def test_the_reader_is_told_what_static_adaptive_and_rejecting_mean(case) -> None:
+    _, page = case
+    assert {"AUC pgd", "AUC cw", "AUC adaptive", "rejecting"} <= set(page.text("b").splitlines())
+    assert "chosen to reject 1\u00a0% of natural images" in page.text()
 
 
 def test_models_are_listed_with_what_they_took(case) -> None:

@@ -16,6 +16,8 @@ FILES = {
     "curve.csv": "attack",
     "detect.json": "detect",
     "roc.csv": "detect",
+    "scores.csv": "detect",
+    "detection.csv": "detect",
     "tsne.csv": "detect",
 }
 
@@ -41,6 +43,12 @@ def test_models_come_in_the_order_asked_for_with_the_values_of_their_files(tmp_p
     stored = json.loads((tmp_path / "tla-7" / "attack.json").read_text())
     assert results.models[0].attack.robust["pgd"].accuracy == stored["robust"]["pgd"]["accuracy"]
     assert (results.epsilon, results.detection_attacks) == (0.2, ["pgd", "cw"])
+    assert results.detectors == ["gaussian", "knn", "energy"]  # the deployed one first
+    found = json.loads((tmp_path / "tla-7" / "detect.json").read_text())["detectors"]["gaussian"]
+    deployed = results.models[0].detect.deployed
+    assert deployed.adaptive.successful is not None
+    assert deployed.adaptive.successful.tpr05.high == found["adaptive"]["successful"]["tpr05"]["high"]
+    assert deployed.rejection.worst.value == found["rejection"]["worst"]["accuracy"]
     assert results.models[0].curve[0].epsilon == 0
     assert {point.kind for point in results.models[0].tsne} == {"natural", "adversarial"}
 
@@ -56,7 +64,7 @@ def test_empty_fields_and_nulls_are_nan(tmp_path: Path) -> None:
     model = load_results(write_metrics(tmp_path), METHODS, [0]).of("um")[0]
     assert math.isnan(model.epochs["val_clean"][0])
     assert model.epochs["val_clean"][1] > 0
-    assert math.isnan(model.detect.auc_failed["pgd"])
+    assert model.detect.deployed.static["pgd"].failed is None
     assert math.isnan(model.detect.representation.r_prime)
 
 
@@ -86,8 +94,9 @@ def test_a_row_cut_short_is_broken(tmp_path: Path, file: str) -> None:
     assert str(path) in refusal(tmp_path, "at")
 
 
-def test_curves_over_other_epsilons_are_not_compared(tmp_path: Path) -> None:
-    path = write_metrics(tmp_path, ["um", "at"]) / "at-0" / "curve.csv"
+@pytest.mark.parametrize("file", ["curve.csv", "detection.csv"])
+def test_curves_over_other_epsilons_are_not_compared(tmp_path: Path, file: str) -> None:
+    path = write_metrics(tmp_path, ["um", "at"]) / "at-0" / file
     path.write_text("\n".join(path.read_text().splitlines()[:-1]))
     assert refusal(tmp_path, "um", "at").startswith(f"{path}: ")
 
@@ -106,13 +115,40 @@ def test_an_evaluation_without_worst_case_is_broken(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("edit", "why"),
+    [
+        (lambda c: c["detectors"].pop("gaussian"), "detectors: no entry 'gaussian'"),
+        (lambda c: c["detectors"]["knn"]["static"].pop("cw"), "detectors.knn: static: not the attacks of the others"),
+        (lambda c: c["detectors"]["knn"]["rejection"]["static"].pop("cw"), "detectors.knn: static: not the attacks"),
+        (lambda c: c["detectors"]["knn"]["adaptive"]["all"].pop("aupr"), "detectors.knn.adaptive.all.aupr: "),
+        (lambda c: c["detectors"]["knn"]["adaptive"].update(all=None), "detectors.knn.adaptive.all: "),
+        (lambda c: c["detectors"]["knn"]["adaptive"].pop("failed"), "detectors.knn.adaptive.failed: "),
+        (lambda c: c["detectors"]["knn"].update(threshold=None), "detectors.knn.threshold: "),
+    ],
+)
+def test_detectors_have_the_same_attacks_and_every_figure(
+    tmp_path: Path, edit: Callable[[dict], None], why: str
+) -> None:
+    path = write_metrics(tmp_path, ["at"]) / "at-0" / "detect.json"
+    change(path, edit)
+    assert refusal(tmp_path, "at").startswith(f"{path}: {why}")
+
+
+@pytest.mark.parametrize(
     ("file", "edit"),
     [
         ("attack.json", lambda c: c.update(epsilon=0.3)),
         ("attack.json", lambda c: c["robust"].pop("cw")),
         ("detect.json", lambda c: c.update(epsilon=0.3)),
-        ("detect.json", lambda c: c["auc"].update(square=0.7)),
-        ("detect.json", lambda c: c.update(detector="other")),
+        ("detect.json", lambda c: c.update(false_alarms=0.05)),
+        ("detect.json", lambda c: c.update(detector="knn")),
+        ("detect.json", lambda c: c["detectors"].pop("knn")),
+        (
+            "detect.json",
+            lambda c: [
+                f[k].pop("cw") for d in c["detectors"].values() for f, k in ((d, "static"), (d["rejection"], "static"))
+            ],
+        ),
     ],
 )
 def test_models_measured_differently_are_not_compared(tmp_path: Path, file: str, edit: Callable[[dict], None]) -> None:

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from tests.trl.report.synthetic import METHODS, write_metrics
 from trl.report import load_results, text_table, write_csv
 from trl.report.results import Results
-from trl.report.table import Cell, Column, comparison, detection, representation, show_epsilon
+from trl.report.table import Cell, Column, comparison, detection, detectors, representation, show_epsilon
 
-COLUMNS = ["clean", "fgsm", "bim", "pgd", "cw", "mim", "worst", "AUC pgd", "AUC cw"]
+COLUMNS = ["clean", "fgsm", "bim", "pgd", "cw", "mim", "worst", "AUC pgd", "AUC cw", "AUC adaptive", "rejecting"]
 
 
 @pytest.fixture
@@ -52,7 +52,10 @@ def test_one_seed_gives_the_value_and_its_interval(one: Results) -> None:
     column = {c.title: c for c in comparison(one)}["pgd"]
     assert column.text("at") == f"{100 * figure.accuracy:.1f}"
     assert column.uncertainty("at") == f"{100 * figure.low:.1f}–{100 * figure.high:.1f}"
-    assert {c.title: c for c in comparison(one)}["AUC pgd"].uncertainty("at") == ""
+    auc = one.of("at")[0].detect.deployed.adaptive.all.auc
+    column = {c.title: c for c in comparison(one)}["AUC adaptive"]
+    assert column.text("at") == f"{100 * auc.value:.1f}"
+    assert column.uncertainty("at") == f"{100 * auc.low:.1f}–{100 * auc.high:.1f}"
 
 
 def test_columns_are_clean_attacks_worst_and_detection(one: Results) -> None:
@@ -61,13 +64,52 @@ def test_columns_are_clean_attacks_worst_and_detection(one: Results) -> None:
     model = one.of("tla")[0]
     assert cells["clean"] == model.attack.clean.accuracy
     assert cells["worst"] == model.attack.robust["worst"].accuracy
-    assert cells["AUC cw"] == model.detect.auc["cw"]
+    assert cells["AUC cw"] == model.detect.deployed.static["cw"].all.auc.value
+    assert cells["AUC adaptive"] == model.detect.deployed.adaptive.all.auc.value
+    assert cells["rejecting"] == model.detect.deployed.rejection.worst.accuracy
 
 
-def test_detection_and_representation_show_what_does_not_exist_as_a_dash(one: Results) -> None:
-    columns = {column.title: column for column in [*detection(one), *representation(one)]}
-    assert columns["pgd, failed"].text("um") == "–"
-    assert columns["pgd, successful"].text("um") == f"{100 * one.of('um')[0].detect.auc_successful['pgd']:.1f}"
+def test_detection_is_of_the_deployed_detector_by_attack(one: Results) -> None:
+    groups = detection(one)
+    assert list(groups) == ["pgd", "cw", "adaptive"]
+    deployed = one.of("tla")[0].detect.detectors["gaussian"]
+    for attack, subsets in {**deployed.static, "adaptive": deployed.adaptive}.items():
+        figures = [subsets.all.auc, subsets.successful.auc, subsets.failed.auc]
+        figures += [subsets.all.aupr, subsets.all.fpr95, subsets.all.tpr01, subsets.all.tpr05]
+        cells = [column.cells["tla"] for column in groups[attack]]
+        assert [(c.mean, c.low, c.high) for c in cells] == [(f.value, f.low, f.high) for f in figures]
+    assert [c.title for c in groups["pgd"] if not c.higher_is_better] == [
+        "false alarms at 95 % found (lower is better)"
+    ]
+
+
+def test_detectors_are_compared_within_each_method(one: Results, three: Results) -> None:
+    groups = detectors(one)
+    assert list(groups) == list(METHODS)
+    columns = {column.title: column for column in groups["at"]}
+    assert list(columns["rejecting"].cells) == ["gaussian", "knn", "energy"]
+    energy = one.of("at")[0].detect.detectors["energy"]
+    assert {title: column.cells["energy"].mean for title, column in columns.items()} == {
+        "AUC pgd": energy.static["pgd"].all.auc.value,
+        "AUC adaptive": energy.adaptive.all.auc.value,
+        "AUC adaptive, successful": energy.adaptive.successful.auc.value,
+        "rejecting, clean": energy.rejection.clean.accuracy,
+        "rejecting, pgd": energy.rejection.static["pgd"].accuracy,
+        "rejecting": energy.rejection.worst.accuracy,
+        "false alarms (aim: 1 %)": energy.false_alarms.value,
+    }
+    assert columns["AUC pgd"].best() == {"energy"}  # what is best against attacks that know nothing of it
+    assert columns["AUC adaptive"].best() == {"gaussian"}  # is not against those that do
+    assert columns["false alarms (aim: 1 %)"].best() == set()
+    aucs = [model.detect.detectors["knn"].adaptive.all.auc.value for model in three.of("tla")]
+    assert detectors(three)["tla"][1].cells["knn"].std == pytest.approx(np.std(aucs, ddof=1))
+
+
+def test_detection_and_representation_show_what_does_not_exist_as_a_dash(one: Results, three: Results) -> None:
+    for results in (one, three):
+        columns = {column.title: column for column in [*detection(results)["pgd"], *representation(results)]}
+        assert (columns["AUC, failed"].text("um"), columns["AUC, failed"].uncertainty("um")) == ("–", "")
+    columns = {column.title: column for column in representation(one)}
     assert columns["r′ (lower is better)"].text("um") == "–"
     assert columns["r (higher is better)"].text("tla") == f"{one.of('tla')[0].detect.representation.r:.3f}"
 
@@ -126,9 +168,10 @@ def test_a_cell_summarises_the_seeds_that_have_a_value(values: list[float]) -> N
         ((math.nan, 0.3, 0.4), False, {"b"}),
         ((math.nan, 0.3, math.nan), True, set()),
         ((math.nan, math.nan, math.nan), True, set()),
+        ((0.1, 0.9, 0.5), None, set()),
     ],
 )
-def test_best_of_a_column(means: tuple[float, ...], higher: bool, best: set[str]) -> None:
+def test_best_of_a_column(means: tuple[float, ...], higher: bool | None, best: set[str]) -> None:
     cells = {name: Cell((mean,)) for name, mean in zip("abc", means, strict=True)}
     assert Column("x", cells, higher_is_better=higher).best() == best
 

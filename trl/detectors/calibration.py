@@ -1,0 +1,41 @@
+"""The threshold above which a detector calls an image adversarial, chosen on natural validation images alone."""
+
+import math
+from typing import Annotated, NamedTuple
+
+from pydantic import Field
+from torch import Tensor
+
+from trl.errors import TrlError
+from trl.number import Positive, Real
+
+
+class Calibration(NamedTuple):
+    """An image is called adversarial if its score is above `threshold`.
+
+    `false_alarms`: the largest share of natural images that may be, in (0, 1). `scale`: the standard deviation of the
+    natural scores, the unit in which an attacker measures how far a score is from the threshold.
+    """
+
+    false_alarms: Annotated[Real, Field(gt=0, lt=1)]
+    threshold: Real
+    scale: Positive
+
+
+def calibrate(natural: Tensor, false_alarms: float) -> Calibration:
+    """The smallest of the natural validation scores [n] that at most a share `false_alarms` of them exceeds.
+
+    TrlError for scores that are missing or not finite, or too few to tell such a share.
+    """
+    if natural.ndim != 1 or not natural.isfinite().all():
+        raise TrlError(f"natural scores {tuple(natural.shape)} must be [n] and finite: check the embeddings")
+    if not 0 < false_alarms < 1:
+        raise TrlError(f"false_alarms must be between 0 and 1, not {false_alarms}")
+    above = int(len(natural) * false_alarms + 1e-9)  # 49 · (1 / 49) < 1
+    if above < 1:
+        raise TrlError(
+            f"{len(natural)} natural images cannot tell a false-alarm rate of {false_alarms}: "
+            f"take {math.ceil(1 / false_alarms - 1e-9)} or more"
+        )
+    scores = natural.detach().cpu().double().sort().values
+    return Calibration(false_alarms, float(scores[-1 - above]), float(scores.std(correction=0)) or 1.0)

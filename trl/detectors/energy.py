@@ -1,0 +1,25 @@
+"""The energy score (Liu et al., NeurIPS 2020, arXiv 2010.03759)."""
+
+from torch import Tensor
+
+from trl.detectors.base import Detector
+from trl.number import Positive
+
+
+class EnergyDetector(Detector):
+    """Score = -T log Σ_k exp(z_k / T) for logits z (equation 4): the free energy, high where no class stands out.
+
+    `temperature` is T > 0.
+    """
+
+    reads = "logits"
+
+    def __init__(self, *, temperature: Positive = 1.0) -> None:
+        super().__init__()
+        self.temperature = temperature
+
+    def _learn(self, features: Tensor, labels: Tensor) -> None:
+        """Nothing: the classifier has learnt it."""
+
+    def _score(self, features: Tensor) -> Tensor:
+        return -self.temperature * (features / self.temperature).logsumexp(1)

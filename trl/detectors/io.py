@@ -1,0 +1,74 @@
+"""Detectors on disk: `detector.safetensors` beside `detector.json`, which holds the threshold; nothing is unpickled."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors.torch import save
+
+from trl.arrays import read_safetensors
+from trl.detectors.base import Detector
+from trl.detectors.calibration import Calibration
+from trl.errors import TrlError
+from trl.files import write_atomic, write_json
+from trl.registry import explain
+
+LEARNT = "detector.safetensors"
+CONFIG = "detector.json"
+
+
+class Config(BaseModel):
+    """detector.json: how the detector was made and calibrated, and the hash of the weights that it was fitted to."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    options: dict[str, Any]
+    calibration: Calibration
+    weights: str
+
+
+def save_detector(detector: Detector, calibration: Calibration, weights: str, folder: str | Path) -> None:
+    """Write a fitted detector of `build_detector`, with its threshold, to `folder`; the same content, the same bytes.
+
+    `weights`: `weights_sha256` of the model whose embeddings it was fitted to. TrlError: it is not fitted, or the files
+    cannot be written.
+    """
+    if not detector.config or not hasattr(detector, "width"):
+        raise TrlError(f"cannot save this {type(detector).__name__}: make it with build_detector, and fit it")
+    learnt = {name: tensor.detach().cpu().contiguous() for name, tensor in detector.state_dict().items()}
+    write_atomic(Path(folder) / LEARNT, save(learnt))
+    config = {**detector.config, "calibration": calibration._asdict(), "weights": weights}
+    write_json(Path(folder) / CONFIG, config)
+
+
+def load_detector(
+    folder: str | Path, device: str | torch.device = "cpu", weights: str | None = None
+) -> tuple[Detector, Calibration]:
+    """The detector that `save_detector` wrote to `folder`, on `device`, and its threshold.
+
+    TrlError: a file is missing or damaged, the two do not fit together, or it belongs to other model `weights`.
+    """
+    from trl.detectors import build_detector  # here, because the package itself imports this file
+
+    folder = Path(folder)
+    try:
+        config = Config.model_validate_json((folder / CONFIG).read_bytes())
+        detector = build_detector(config.name, **config.options)
+    except OSError as error:
+        raise TrlError(f"{folder / CONFIG}: cannot be read ({error.strerror}); run the detect stage") from None
+    except ValidationError as error:
+        raise TrlError(f"{folder / CONFIG}: damaged ({explain(error, Config)}); run the detect stage again") from None
+    except (TrlError, TypeError) as error:  # TypeError: an option called as an argument, such as `name`
+        raise TrlError(f"{folder / CONFIG}: {error}") from None
+    if weights is not None and config.weights != weights:
+        raise TrlError(f"{folder}: was fitted to another model's embeddings; run the detect stage again")
+    learnt = read_safetensors(folder / LEARNT)
+    try:
+        detector.restore(learnt)
+    except TrlError as error:
+        raise TrlError(
+            f"{folder / LEARNT}: is not what a {config.name} detector learns: {error}; run the detect stage again"
+        ) from None
+    return detector.to(device).eval(), config.calibration

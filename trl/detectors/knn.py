@@ -1,0 +1,31 @@
+"""Deep nearest neighbours (Sun et al., ICML 2022, arXiv 2204.06507)."""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from trl.detectors.base import Detector
+from trl.detectors.neighbours import nearest
+from trl.number import Count
+
+
+class NeighbourDetector(Detector):
+    """Score = distance in [0, 2] to the k-th nearest natural embedding, all scaled to unit length (zeros stay zeros).
+
+    `neighbours` is k, or the number of natural embeddings if that is less. All of them are kept: N · d · 8 bytes.
+    """
+
+    natural: Tensor
+
+    def __init__(self, *, neighbours: Count = 50) -> None:
+        super().__init__()
+        self.neighbours = neighbours
+        self.learns = {"natural": "n d"}
+
+    def _learn(self, features: Tensor, labels: Tensor) -> None:
+        self._keep(natural=normalize(features))
+
+    def _score(self, features: Tensor) -> Tensor:
+        directions = normalize(features)
+        furthest = nearest(directions, self.natural, min(self.neighbours, len(self.natural)))[:, -1]
+        return torch.linalg.vector_norm(directions - self.natural[furthest], dim=1)  # its gradient at 0 is 0
