@@ -69,7 +69,7 @@ def change(raw: Any, path: str, value: Any) -> Any:
         ("methods", ["um", "um"], "methods: names a value twice"),
         ("seeds", [-1], "seeds.0: should be greater than or equal to 0, not -1"),
         ("seeds", [], "seeds: "),
-        ("recepies", {}, "recepies: unknown key; allowed: recipe, methods, seeds, recipes"),
+        ("recepies", {}, "recepies: unknown key; allowed: recipe, methods, seeds, deploy, recipes"),
         ("recipes.digits.threat.epsilon", -0.1, "recipes.digits.threat.epsilon: should be greater than or equal to 0"),
         ("recipes.digits.threat.epsilon", "8/0", "recipes.digits.threat.epsilon: should be a valid number"),
         ("recipes.digits.threat.norm", "l0", "recipes.digits.threat.norm: should be 'linf', 'l2' or 'l1', not 'l0'"),
@@ -91,7 +91,11 @@ def change(raw: Any, path: str, value: Any) -> Any:
         ("recipes.digits.data.name", "svhn", "recipes.digits.data: unknown data set 'svhn'; known: cifar10, digits"),
         ("recipes.digits.model.name", "vgg", "recipes.digits.model: unknown model 'vgg'"),
         ("recipes.digits.model.width", -5, "recipes.digits.model.width: should be greater than"),
-        ("recipes.digits.detect.detector.covariance", "round", "recipes.digits.detect.detector.covariance: should be"),
+        (
+            "recipes.digits.detect.detectors.gaussian.covariance",
+            "round",
+            "recipes.digits.detect.detectors.gaussian.covariance: ",
+        ),
         ("recipes.digits", None, "recipes.digits: should be a valid dictionary"),
     ],
 )
