@@ -205,8 +205,9 @@ class Detection(Section):
             raise refuse(
                 f"unknown detector {self.detector!r}; detectors has {', '.join(self.detectors)}", ("detector",)
             )
-        if "adaptive" in self.attacks:
-            raise refuse("'adaptive' is the name of the worst case over all attacks: choose another", ("attacks",))
+        for name in ("adaptive", "stage attack"):
+            if name in self.attacks:
+                raise refuse(f"{name!r} is the name of a worst case over several attacks: choose another", ("attacks",))
         return self
 
 

@@ -102,8 +102,8 @@ def test_a_failed_stage_stops_what_needs_it_and_nothing_else(served: Project) ->
     overrides = ["recipes.digits.methods.tla.lambda1=1e38", "recipes.digits.attack.samples=90"]
     output = served.shell(*FLOW, "--methods", "tla", "um", "--set", *overrides, fails=True)
     assert ended(output, "Failed") == {"train@digits-tla-0", "trl"}
-    assert "attack@digits-um-0" in ended(output, "Completed")
-    assert ended(output, "Cached") == {"prepare@digits", "train@digits-um-0", "detect@digits-um-0"}
+    assert {"attack@digits-um-0", "detect@digits-um-0"} <= ended(output, "Completed")
+    assert ended(output, "Cached") == {"prepare@digits", "train@digits-um-0"}
     last = output.splitlines()[-1]
     assert "train@digits-tla-0: error: training diverged" in last
     assert "3 that need it did not run" in last

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy
 
 from tasks.detect import detect
@@ -41,6 +42,9 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         cross_entropy(model(splits.train.images / 255), splits.train.labels).backward()
         optimizer.step()
     save_model(model.eval(), root / PATHS.model)
+    path = root / PATHS.adversarials / "adversarials.safetensors"
+    path.parent.mkdir()
+    save_file({"adversarials": splits.test.images[:50] / 255}, path)  # of an attack that found nothing
     return root
 
 
@@ -140,7 +144,7 @@ def test_auc_and_its_figures_agree() -> None:
         ({"detectors": {"nose": {}}}, r"detect\.detectors\.nose: unknown detector 'nose'; known: energy, gaussian"),
         ({"detectors": {"gaussian": {"k": 3}}}, r"detect\.detectors\.gaussian\.k: unknown key; allowed: covariance"),
         ({"false_alarms": 0}, r"detect\.false_alarms: should be greater than 0, not 0"),
-        ({"attacks": {"adaptive": {"attack": "pgd"}}}, r"'adaptive' is the name of the worst case"),
+        ({"attacks": {"adaptive": {"attack": "pgd"}}}, r"'adaptive' is the name of a worst case"),
         ({"adaptive": {"attacks": {}}}, r"detect\.adaptive\.attacks"),
         ({"false_alarms": 0.001}, r"detector gaussian: 150 natural images cannot tell .* take 1000 or more"),
     ],
@@ -151,3 +155,24 @@ def test_impossible_settings_are_refused_before_any_attack(
     monkeypatch.setattr("trl.evaluation.perturb", lambda *a, **k: pytest.fail("an attack was run"))
     with pytest.raises(TrlError, match=message):
         detect(stage(**settings))
+
+
+def test_what_the_stage_attack_found_counts_too(stage: Callable[..., Stage]) -> None:
+    """Images of other classes in the place of adversarials: misclassified, and natural to any detector."""
+    made = stage()
+    test = load_splits(RecipePaths("digits").data).test
+    detect(made)
+    before = Detect.model_validate_json((PATHS.metrics / "detect.json").read_text()).deployed
+    other = torch.stack([test.images[test.labels != label][0] for label in test.labels[:30]]) / 255
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trl.arrays.read_safetensors", lambda path: {"adversarials": other})
+        detect(made)
+        after = Detect.model_validate_json((PATHS.metrics / "detect.json").read_text()).deployed
+        assert after.static == before.static  # they are no attack of this stage
+        assert after.rejection.clean == before.rejection.clean
+        assert after.rejection.static["stage attack"].accuracy <= after.rejection.clean.accuracy - 0.6  # 30 of 40
+        assert after.rejection.worst.accuracy <= after.rejection.static["stage attack"].accuracy
+        assert after.adaptive.all.auc.value < before.adaptive.all.auc.value
+        detect(stage(epsilon=0.1))  # they may lie outside of a smaller threat
+        smaller = Detect.model_validate_json((PATHS.metrics / "detect.json").read_text()).deployed
+        assert list(smaller.rejection.static) == ["pgd"]

@@ -107,8 +107,8 @@ class Rejection(BaseModel):
     """Accuracy of classifier and detector together, at the calibrated threshold.
 
     A natural image counts if it is classified correctly and accepted (`clean`), and under attack only if, besides, what
-    the attack makes of it is classified correctly or rejected: under each `static` attack, under all of these and the
-    `adaptive` ones up to each, and under all attacks (`worst`).
+    the attack makes of it is classified correctly or rejected: under each `static` attack, which are those of the stage
+    and what the stage attack found, under all of these and the `adaptive` ones up to each, and under all (`worst`).
     """
 
     clean: Accuracy
@@ -302,7 +302,7 @@ def _load_model(metrics_folder: Path, method: str, seed: int) -> ModelResults:
     if detect.detector not in detect.detectors:
         raise _broken(folder / "detect.json", f"detectors: no entry {detect.detector!r}", "detect")
     for name, figures in detect.detectors.items():
-        if not set(figures.static) == set(figures.rejection.static) == set(detect.deployed.static):
+        if not set(figures.rejection.static) >= set(figures.static) == set(detect.deployed.static):
             raise _broken(folder / "detect.json", f"detectors.{name}: static: not the attacks of the others", "detect")
     return ModelResults(
         method=method,
