@@ -7,22 +7,29 @@ import sys
 from functools import partial
 from pathlib import Path
 
+from tasks.processes import share_work
 from tasks.stage import Stage, run_stage
 from tasks.tracking import ModelRun
 
 
 def train_model(stage: Stage) -> None:
     """Write the weights of the best validated epoch, the curves and the run's figures."""
+    share_work(train_on, stage)
+
+
+def train_on(stage: Stage, device: str) -> None:
+    """Train on one device, alone or as one of several processes, of which the first writes the results."""
     import torch
 
     from trl.attacks import build_attack, build_attack_at
     from trl.data import TrainingData, load_splits
-    from trl.device import choose_device
     from trl.errors import TrlError
     from trl.files import write_csv, write_json
     from trl.models import build_model, save_model, weights_sha256
     from trl.objectives import build_objective
     from trl.objectives.base import Setting
+    from trl.parallel import processes
+    from trl.precision import has_fast_bf16
     from trl.progress import say
     from trl.randomness import derive_seed
     from trl.threat import build_threat
@@ -35,7 +42,9 @@ def train_model(stage: Stage) -> None:
             f"recipes.{stage.recipe_name}.train.batch_size: {config.batch_size} is more than the "
             f"{len(splits.train)} training images"
         )
-    device = choose_device()
+    first = processes().rank == 0
+    if config.precision == "bf16" and not has_fast_bf16(device) and first:
+        say(f"warning: {device} has no arithmetic for bf16, which is slow here; train.precision: fp32 is faster")
     torch.manual_seed(derive_seed(stage.seed, "weights"))
     model = build_model(recipe.model.name, len(splits.classes), splits.train.shape, **recipe.model.options)
     model = model.to(device).to(memory_format=torch.channels_last)
@@ -55,7 +64,7 @@ def train_model(stage: Stage) -> None:
         Path("checkpoints", stage.recipe_name, f"{stage.method}-{stage.seed}-{fingerprint}.pt"),
         seconds=float(os.environ.get("TRL_CHECKPOINT_SECONDS", "30")),
     )
-    run = ModelRun.begin(stage, fingerprint)
+    run = ModelRun.begin(stage, fingerprint) if first else None
     outcome = train(
         model,
         objective,
@@ -65,8 +74,10 @@ def train_model(stage: Stage) -> None:
         validation_attack,
         config,
         checkpoint=checkpoint,
-        on_epoch=run.log,
+        on_epoch=run.log if run else lambda row: None,
     )
+    if not run:
+        return
 
     model.load_state_dict(outcome.state)
     save_model(model, stage.model_paths.model)

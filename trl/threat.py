@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from trl.errors import TrlError
+from trl.parallel import draw
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Linf(Threat):
 
     def random_start(self, x: Tensor) -> Tensor:
         """Uniform noise in [-epsilon, epsilon] (Madry et al. 2018), then clamped to [0, 1]."""
-        return torch.empty_like(x).uniform_(-self.epsilon, self.epsilon).add_(x).clamp_(0, 1)
+        return draw(x, lambda noise: noise.uniform_(-self.epsilon, self.epsilon)).add_(x).clamp_(0, 1)
 
     def ascend(self, x_adv: Tensor, gradient: Tensor, step_size: float | Tensor) -> Tensor:
         """A step along the gradient's signs."""
@@ -96,9 +97,9 @@ class L2(Threat):
 
     def random_start(self, x: Tensor) -> Tensor:
         """A Gaussian direction with length epsilon·U^(1/d), which is uniform in the ball; then clamped to [0, 1]."""
-        noise, d = torch.empty_like(x).normal_(), x.shape[1:].numel()
+        noise, d = draw(x, Tensor.normal_), x.shape[1:].numel()
         size = length(noise, "l2")
-        return self.project(x + noise * (self.epsilon * torch.rand_like(size).pow_(1 / d) / size), x)
+        return self.project(x + noise * (self.epsilon * draw(size, Tensor.uniform_).pow_(1 / d) / size), x)
 
     def ascend(self, x_adv: Tensor, gradient: Tensor, step_size: float | Tensor) -> Tensor:
         """A step along the normalised gradient."""
@@ -138,10 +139,10 @@ class L1(Threat):
 
     def random_start(self, x: Tensor) -> Tensor:
         """Uniform in the ball: signed exponentials over the sum of themselves and one more; then clamped to [0, 1]."""
-        noise = torch.empty_like(x).exponential_()
+        noise = draw(x, Tensor.exponential_)
         total = noise.sum(dims_of(x), keepdim=True)
-        noise *= self.epsilon / (total + torch.empty_like(total).exponential_())
-        return self.project(x + noise.copysign_(torch.empty_like(x).uniform_(-1, 1)), x)
+        noise *= self.epsilon / (total + draw(total, Tensor.exponential_))
+        return self.project(x + noise.copysign_(draw(x, lambda signs: signs.uniform_(-1, 1))), x)
 
     def ascend(
         self, x_adv: Tensor, gradient: Tensor, step_size: float | Tensor, values: Tensor | None = None

@@ -51,6 +51,17 @@ def test_options_left_out_get_their_defaults() -> None:
     assert recipe.attack.attacks["pgd"].options["random_start"] is True
 
 
+def test_what_is_only_shown_stays_as_it_is_written(raw: Any) -> None:
+    params = check_params(raw, as_written=True)
+    recipe, whole = params.recipes["cifar10"], check_params(raw).recipes["cifar10"]
+    assert recipe.train.attack.options == {"steps": 7, "step_size": "2/255"}
+    assert recipe.methods["tla_rn"].name == "tla"
+    assert recipe.checked() == whole == whole.checked()
+    assert recipe.threat == whole.threat
+    with pytest.raises(TrlError, match=r"recipes.digits.train.epochs: should be greater than or equal to 1, not 0"):
+        check_params(change(raw, "recipes.digits.train.epochs", 0), as_written=True)
+
+
 def change(raw: Any, path: str, value: Any) -> Any:
     *parents, last = path.split(".")
     section = raw

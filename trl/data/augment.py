@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from trl.parallel import draw
+
 
 def augment(x: Tensor, crop: int, flip: bool, saturation: float) -> Tensor:
     """Images [n, c, h, w] in [0, 1], each changed in its own way; they stay in [0, 1].
@@ -14,15 +16,16 @@ def augment(x: Tensor, crop: int, flip: bool, saturation: float) -> Tensor:
     `crop` is the zero-padding in pixels of a random crop; `flip` mirrors every second image on average; `saturation` s
     (RGB only) draws factors from [max(0, 1 - s), 1 + s]. Random numbers come from the global generator of x's device.
     """
-    n = len(x)
     if crop:
-        top, left = torch.randint(2 * crop + 1, (2, n), device=x.device)
+        offsets = torch.empty(len(x), 2, dtype=torch.int64, device=x.device)
+        top, left = draw(offsets, lambda pixels: pixels.random_(2 * crop + 1)).unbind(1)
         x = cropped(x, crop, top, left)
+    one_each = torch.empty(len(x), device=x.device)
     if flip:
-        x = flipped(x, torch.rand(n, device=x.device) < 0.5)
+        x = flipped(x, draw(one_each, Tensor.uniform_) < 0.5)
     if saturation:
         low, high = max(0.0, 1 - saturation), 1 + saturation
-        x = saturated(x, torch.empty(n, device=x.device).uniform_(low, high))
+        x = saturated(x, draw(one_each, lambda factors: factors.uniform_(low, high)))
     return x
 
 

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from trl.parallel import draw
+
 
 def _choose(score: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
     """Per row, the first index of the highest score among the allowed columns; rows without any are masked out."""
@@ -22,7 +24,7 @@ def hardest_negative(similarity: Tensor, labels: Tensor, pool_labels: Tensor) ->
 
 def random_negative(labels: Tensor, pool_labels: Tensor) -> tuple[Tensor, Tensor]:
     """A uniformly random pool image of another class (variant TLA-RN); shapes as in `hardest_negative`."""
-    lottery = torch.rand(len(labels), len(pool_labels), device=labels.device)
+    lottery = draw(torch.empty(len(labels), len(pool_labels), device=labels.device), Tensor.uniform_)
     return _choose(lottery, labels[:, None] != pool_labels[None, :])
 
 

@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 from torch.nn.functional import relu
 
 from trl.metric.distances import angular_distance
+from trl.parallel import mean
 
 
 @dataclass(frozen=True)
@@ -20,9 +22,13 @@ class TripletTerms:
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of `values` [n] where `mask` [n] holds; 0, with a gradient of 0, where it holds nowhere."""
+    """Mean of `values` [n] where `mask` [n] holds; 0, with a gradient of 0, where it holds nowhere.
+
+    Where processes share the batch, the mean over them is the mean over all of its values.
+    """
     weights = mask.to(values.dtype)
-    return (values * weights).sum() / weights.sum().clamp(min=1)
+    count = mean(weights.sum())
+    return (values * weights).sum() / torch.where(count > 0, count, 1)
 
 
 def triplet_loss(anchor: Tensor, positive: Tensor, negative: Tensor, found: Tensor, margin: float) -> TripletTerms:

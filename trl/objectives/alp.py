@@ -1,6 +1,6 @@
 """ALP, adversarial logit pairing (Kannan et al. 2018, arXiv 1803.06373), as TLA's paper compares it."""
 
-from torch import nn
+from torch import Tensor, nn
 
 from trl.number import NonNegative
 from trl.objectives.base import Batch, Setting, Terms, classification, forward_groups, widened
@@ -13,6 +13,7 @@ class LogitPairing:
 
     def __init__(self, setting: Setting, *, weight: NonNegative = 0.5) -> None:
         self.setting, self.weight = setting, weight
+        self.memory: dict[str, Tensor] = {}
 
     def __call__(self, model: nn.Module, batch: Batch) -> Terms:
         """Terms: loss, ce, accuracy (on adversarial images), pairing (unweighted)."""

@@ -1,6 +1,6 @@
 """AT, adversarial training (Madry et al., ICLR 2018, arXiv 1706.06083)."""
 
-from torch import nn
+from torch import Tensor, nn
 
 from trl.objectives.base import Batch, Setting, Terms, classification
 
@@ -12,6 +12,7 @@ class AdversarialTraining:
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
+        self.memory: dict[str, Tensor] = {}
 
     def __call__(self, model: nn.Module, batch: Batch) -> Terms:
         """Terms: loss, ce, accuracy (on adversarial images)."""

@@ -1,15 +1,16 @@
 """What an objective is given, and what it returns."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from trl.attacks import Attack
+from trl.batch_norm import apart, has_batch_norm
 from trl.data import TrainingData
 from trl.threat import Threat
 
@@ -38,9 +39,13 @@ class Batch:
 
 
 class Objective(Protocol):
-    """A way to train. `selects` names the validation figure by which its best epoch is chosen."""
+    """A way to train. `selects` names the validation figure by which its best epoch is chosen.
+
+    `memory` holds the tensors that one step leaves to the next: they are part of a checkpoint.
+    """
 
     selects: str
+    memory: dict[str, Tensor]
 
     def __call__(self, model: nn.Module, batch: Batch) -> Terms:
         """The loss of one batch, as `Terms`."""
@@ -60,10 +65,13 @@ def classification(logits: Tensor, y: Tensor, label_smoothing: float) -> Terms:
 def forward_groups(
     model: nn.Module, function: Callable[[Tensor], Tensor], groups: Sequence[Tensor]
 ) -> tuple[Tensor, ...]:
-    """`function` (of `model`) of each group of images: in one pass, unless batch norm would mix the groups' statistics.
+    """`function` (of `model`) of each group of images, in one pass where that is faster.
 
-    Clean and adversarial images are normalised apart, as in the released code of TLA.
+    Batch norm takes the groups apart, so that clean and adversarial images do not mix, as in the released code of TLA.
     """
-    if any(isinstance(module, _BatchNorm) for module in model.modules()):
+    normalises = has_batch_norm(model)
+    if normalises and not groups[0].is_cuda:  # what is put together again after each layer costs a CPU 15 % more
         return tuple(function(group) for group in groups)
-    return torch.split(function(torch.cat(list(groups))), [len(group) for group in groups])
+    sizes = [len(group) for group in groups]
+    with apart(sizes) if normalises else nullcontext():
+        return torch.split(function(torch.cat(list(groups))), sizes)

@@ -1,18 +1,21 @@
 """TLA, triplet-loss adversarial training (Mao et al., NeurIPS 2019, arXiv 1909.00900), and its variants."""
 
+from contextlib import nullcontext
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from trl.attacks.fast import fast
+from trl.attacks.inner import frozen
 from trl.data import ShuffledStream
 from trl.errors import TrlError
 from trl.metric import hardest_negative, norm_penalty, pairwise_cosine, random_negative, triplet_loss
 from trl.metric.library import library_loss
-from trl.modes import evaluating
 from trl.number import NonNegative
 from trl.objectives.base import Batch, Setting, Terms, classification, forward_groups, widened
+from trl.parallel import ALONE, current, draw, gather, sharing
 from trl.randomness import derive_seed
 
 
@@ -21,12 +24,17 @@ class TripletAdversarial:
 
     The anchor x'ₐ is the training attack's image, the positive a clean image of its class, the negative the clean image
     of another class that a fresh pool of `pool` images holds nearest to the anchor (`negative: random` is TLA-RN).
+    `negative: queue` is the quicker way: the pool are the last `pool` embeddings of positives, this step's among them,
+    and the negative is such an embedding itself, without a gradient (as in Wang et al. 2020, arXiv 1912.06798).
 
     `positive`: another training image of the class (`other`), the anchor's own clean image plus noise from
     U(-epsilon, epsilon) (`own`), or one triplet with each (`both`; released code, CIFAR-10). `switch_anchor` is TLA-SA:
     the clean image is the anchor, the adversarial one the positive. `norm: squared_mean` is the released code's term,
     inside the triplet loss, so that its weight is λ1·λ2. `metric_loss` names a loss of pytorch-metric-learning that
     takes the triplet's place, built with `metric_options`.
+
+    Where processes share the batch, they share the pool, too, of which each embeds a part; with `share_pool: false`
+    each searches its own part alone.
     """
 
     selects = "val_robust"
@@ -40,7 +48,8 @@ class TripletAdversarial:
         lambda2: NonNegative = 0.001,
         pool: Annotated[int, Field(ge=2)] = 50,
         positive: Literal["other", "own", "both"] = "other",
-        negative: Literal["hard", "random"] = "hard",
+        negative: Literal["hard", "random", "queue"] = "hard",
+        share_pool: bool = True,
         norm: Literal["l2", "squared_mean"] = "l2",
         switch_anchor: bool = False,
         metric_loss: str = "triplet",
@@ -53,15 +62,22 @@ class TripletAdversarial:
         if pool > len(setting.data.labels):
             raise TrlError(f"pool is {pool}, more than the {len(setting.data.labels)} training images")
         self.pool = ShuffledStream(len(setting.data.labels), pool, derive_seed(setting.seed, "pool"))
+        self.share_pool = share_pool
+        self.memory: dict[str, Tensor] = {}  # the queue
 
     def __call__(self, model: nn.Module, batch: Batch) -> Terms:
         """Terms: loss, ce, accuracy (on adversarial images), triplet, norm, active, positive_ and negative_distance."""
         x_adv = batch.attack(model, batch.x, batch.y)
-        x_negative, y_negative, found = self._negatives(model, x_adv, batch)
         features: Any = model.features
-        groups = [x_adv, x_negative, *self._positives(batch)]
-        adversarial, negative, *positives = map(widened, forward_groups(model, features, groups))
         head: Any = model.head
+        if self.negative == "queue":
+            groups = [x_adv, *self._positives(batch)]
+            adversarial, *positives = map(widened, forward_groups(model, features, groups))
+            negative, y_negative, found = self._from_queue(adversarial, positives, batch.y)
+        else:
+            x_negative, y_negative, found = self._negatives(model, x_adv, batch)
+            groups = [x_adv, x_negative, *self._positives(batch)]
+            adversarial, negative, *positives = map(widened, forward_groups(model, features, groups))
         terms = classification(head(adversarial), batch.y, self.setting.label_smoothing)
         total = torch.zeros_like(terms["loss"])
         figures: dict[str, list[Tensor]] = {}
@@ -88,21 +104,48 @@ class TripletAdversarial:
 
     def _negatives(self, model: nn.Module, x_adv: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Images and labels of the chosen negatives, and which anchors have one in this step's pool."""
-        x_pool, y_pool = self.setting.data.take(self.pool.indices(batch.step))
+        data, share = self.setting.data, current() if self.share_pool else ALONE
+        indices = self._pool_at(batch.step)
+        with sharing(ALONE) if self.share_pool else nullcontext():  # a pool that is shared, all processes have
+            x_pool, y_pool = data.take(indices)
+        data.ahead(self._pool_at(batch.step + 1))
         if self.negative == "random":
             index, found = random_negative(batch.y, y_pool)
         else:
-            features: Any = model.features
-            with evaluating(model), torch.no_grad():
-                similarity = pairwise_cosine(widened(features(x_adv)), widened(features(x_pool)))
-            index, found = hardest_negative(similarity, batch.y, y_pool)
+            part = share.rows(torch.arange(-(-len(y_pool) // share.size) * share.size, device=y_pool.device))
+            embeddings = self._embed(model, torch.cat([x_adv, x_pool[part % len(y_pool)]]))
+            anchors, pool = embeddings[: len(x_adv)], embeddings[len(x_adv) :]
+            with sharing(share):
+                pool = gather(pool)[: len(y_pool)]
+            index, found = hardest_negative(pairwise_cosine(anchors, pool), batch.y, y_pool)
         return x_pool[index], y_pool[index], found
+
+    def _pool_at(self, step: int) -> Tensor:
+        indices = self.pool.indices(step)
+        return indices if self.share_pool else current().rows(indices)
+
+    def _embed(self, model: nn.Module, x: Tensor) -> Tensor:
+        features: Any = model.features
+        with frozen(model), fast(x):
+            return widened(features(x))
+
+    def _from_queue(self, anchors: Tensor, positives: list[Tensor], y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Embeddings and labels of the chosen negatives, and which anchors have one; the queue takes the positives."""
+        embeddings = [*map(gather, positives)]
+        labels = [gather(y)] * len(positives)
+        if self.memory:
+            embeddings, labels = [self.memory["embeddings"], *embeddings], [self.memory["labels"], *labels]
+        size = self.pool.batch_size
+        queue = {"embeddings": torch.cat(embeddings)[-size:], "labels": torch.cat(labels)[-size:]}
+        self.memory = queue
+        index, found = hardest_negative(pairwise_cosine(anchors.detach(), queue["embeddings"]), y, queue["labels"])
+        return queue["embeddings"][index], queue["labels"][index], found
 
     def _positives(self, batch: Batch) -> list[Tensor]:
         epsilon = self.setting.threat.epsilon
         positives = []
         if self.positive in ("own", "both"):
-            noise = torch.empty_like(batch.x).uniform_(-epsilon, epsilon)
+            noise = draw(batch.x, lambda values: values.uniform_(-epsilon, epsilon))
             positives.append((batch.x + noise).clamp(0, 1))
         if self.positive in ("other", "both"):
             positives.append(self.setting.data.take(self.setting.data.same_class(batch.indices))[0])

@@ -1,20 +1,31 @@
-"""The training loop: one for every objective, resumable at any step, its best epoch chosen on held-out images."""
+"""The training loop: one for every objective, resumable at any step, its best epoch chosen on held-out images.
+
+Under torch.distributed, every process calls `train` alike, on its own device: each takes its rows of every batch, and
+all of them end with the weights that one process would have found.
+"""
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from trl.attacks import Attack
+from trl.attacks.inner import trusted_values
+from trl.batch_norm import has_batch_norm, together
 from trl.config import Train
 from trl.data import ImageSet, ShuffledStream
 from trl.errors import TrlError
 from trl.evaluation import evaluate
-from trl.objectives.base import Batch, Objective, Setting
+from trl.objectives.base import Batch, Objective, Setting, Terms
+from trl.parallel import processes, sharing
 from trl.progress import Progress, say
 from trl.randomness import derive_seed
 from trl.training.checkpoint import Checkpoint
@@ -53,19 +64,25 @@ def train(
     Every random draw is a function of (`setting.seed`, step), and `checkpoint` holds the rest, so a run that is killed
     and repeated ends with the same weights. `on_epoch` receives each epoch's row; a resumed run passes the rows of the
     epochs before it again. Best is the highest `objective.selects`, then the highest clean accuracy, then the earliest.
-    TrlError if the loss or a weight becomes NaN or infinite, and if a checkpoint cannot be written.
+    TrlError if the loss or a weight becomes NaN or infinite, if a checkpoint cannot be written, and if the processes
+    cannot share a batch evenly or see different checkpoints.
     """
     device = next(model.parameters()).device
+    share = processes()
+    if config.batch_size % share.size:
+        raise TrlError(f"batch_size is {config.batch_size}, which {share.size} processes cannot share evenly")
     stream = ShuffledStream(len(setting.data.labels), config.batch_size, derive_seed(setting.seed, "batches"))
-    run = _Run(model, config, device)
+    run = _Run(model, objective, config, device)
     if checkpoint and (state := checkpoint.load(device)):
         run.restore(state)
-        say(f"resumed at step {run.step} of {config.epochs * stream.per_epoch} from {checkpoint.path}")
+        if share.rank == 0:
+            say(f"resumed at step {run.step} of {config.epochs * stream.per_epoch} from {checkpoint.path}")
         for row in run.history:
             on_epoch(row)
+    run.share_out()
     total = config.epochs * stream.per_epoch
     model.train()
-    with Progress("train", total, "steps") as progress:
+    with Progress("train", total, "steps", quiet=share.rank > 0) as progress:
         progress.jump(run.step)
         while run.step < total:
             started = time.monotonic()
@@ -73,13 +90,16 @@ def train(
             for group in run.optimizer.param_groups:
                 group["lr"] = config.optimizer.lr * rate_factor(config.schedule, epoch, config.epochs)
             torch.manual_seed(derive_seed(setting.seed, "step", run.step))
-            indices = stream.indices(run.step)
-            x, y = setting.data.take(indices)
-            run.update(objective, Batch(x, y, indices, run.step, attack_at(_epsilon(epoch, config, setting))))
+            indices = share.rows(stream.indices(run.step))
+            with sharing(share):
+                x, y = setting.data.take(indices)
+                setting.data.ahead(share.rows(stream.indices(run.step + 1)))
+                run.update(Batch(x, y, indices, run.step, attack_at(_epsilon(epoch, config, setting))))
             run.seconds += time.monotonic() - started
             end_of_epoch = run.step % stream.per_epoch == 0
-            save = checkpoint is not None and checkpoint.due
+            save = checkpoint is not None and run.agreed(checkpoint.due)
             if end_of_epoch or save or run.step % CHECK_EVERY == 0:
+                run.average_sums()
                 run.check_finite(stream.per_epoch, thorough=end_of_epoch or save)
                 progress.update(run.step - progress.done, **run.shown(stream.per_epoch))
             if end_of_epoch:
@@ -88,9 +108,9 @@ def train(
                     row |= run.validate(validation, validation_attack, setting)
                     run.select(row, objective.selects)
                 on_epoch(row)
-                if not progress.terminal:
+                if not progress.terminal and share.rank == 0:
                     say(_line(row, config.epochs))
-            if checkpoint and (save or run.step == total):
+            if checkpoint and share.rank == 0 and (save or run.step == total):
                 checkpoint.save(run.state())
     return Outcome(run.best_state, run.best, run.history)
 
@@ -98,8 +118,10 @@ def train(
 class _Run:
     """The mutable state of a run: all of it goes into the checkpoint."""
 
-    def __init__(self, model: nn.Module, config: Train, device: torch.device) -> None:
-        self.model, self.config, self.device = model, config, device
+    def __init__(self, model: nn.Module, objective: Objective, config: Train, device: torch.device) -> None:
+        self.model, self.objective, self.config, self.device = model, objective, config, device
+        self.terms: Callable[[Batch], Terms] = partial(objective, model)
+        self.share = processes()
         self.optimizer = build_optimizer(model, config.optimizer)
         average = get_ema_multi_avg_fn(config.ema) if config.ema else None  # type: ignore[no-untyped-call]
         self.ema = AveragedModel(model, multi_avg_fn=average, use_buffers=True) if average else None
@@ -115,10 +137,36 @@ class _Run:
         module: nn.Module = self.ema.module if self.ema else self.model
         return module
 
-    def update(self, objective: Objective, batch: Batch) -> None:
+    def share_out(self) -> None:
+        """From here on the processes compute each step together. TrlError if they are not at the same one."""
+        if self.share.size == 1:
+            return
+        steps: list[int] = [0] * self.share.size
+        dist.all_gather_object(steps, self.step)
+        if len(set(steps)) > 1:
+            raise TrlError(
+                f"the processes' checkpoints differ (they are at steps {', '.join(map(str, steps))}); "
+                "start all of them in one folder that they share"
+            )
+        # the objective within, since it calls the model's parts, whose gradients are averaged all the same
+        self.terms = DistributedDataParallel(_Terms(self.model, self.objective), broadcast_buffers=False)
+
+    def agreed(self, wish: bool) -> bool:
+        """What the first process wishes, on all of them."""
+        if self.share.size == 1:
+            return wish
+        flag = torch.tensor(wish)
+        dist.broadcast(flag, 0)
+        return bool(flag)
+
+    def update(self, batch: Batch) -> None:
         """One optimiser step."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            terms = objective(self.model, batch)
+        with (
+            torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"),
+            together() if self.share.size > 1 and has_batch_norm(self.model) else nullcontext(),
+            trusted_values(),
+        ):
+            terms = self.terms(batch)
         self.optimizer.zero_grad(set_to_none=True)
         terms["loss"].backward()  # type: ignore[no-untyped-call]
         if self.config.clip_norm:
@@ -129,6 +177,13 @@ class _Run:
         self.step += 1
         for name, value in terms.items():
             self.sums[name] = self.sums.get(name, 0) + value.detach().float()
+
+    def average_sums(self) -> None:
+        """The processes' figures become those of the whole batch."""
+        if self.share.size > 1:
+            values = torch.stack([*self.sums.values()])
+            dist.all_reduce(values)
+            self.sums = dict(zip(self.sums, (values / self.share.size).unbind(), strict=True))
 
     def check_finite(self, per_epoch: int, *, thorough: bool) -> None:
         """TrlError once the loss (or, if `thorough`, a weight) is NaN or infinite."""
@@ -158,11 +213,15 @@ class _Run:
         return row
 
     def validate(self, data: ImageSet, attack: Attack, setting: Setting) -> Row:
-        """Clean and robust accuracy on the validation images."""
-        attacks = {"validation": attack}
-        result = evaluate(self.evaluated, data.images, data.labels, attacks, setting.threat, seed=setting.seed)
-        clean, robust = result.correct["clean"], result.correct["validation"]
-        return {"val_clean": float(clean.float().mean()), "val_robust": float(robust.float().mean())}
+        """Clean and robust accuracy on the validation images; the first process tells the others."""
+        found = [0.0, 0.0]
+        if self.share.rank == 0:
+            attacks = {"validation": attack}
+            result = evaluate(self.evaluated, data.images, data.labels, attacks, setting.threat, seed=setting.seed)
+            found = [float(result.correct[name].float().mean()) for name in ("clean", "validation")]
+        if self.share.size > 1:
+            dist.broadcast_object_list(found)
+        return {"val_clean": found[0], "val_robust": found[1]}
 
     def select(self, row: Row, figure: str) -> None:
         """Keep the weights if this epoch is the best so far."""
@@ -176,6 +235,7 @@ class _Run:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "ema": self.ema.state_dict() if self.ema else None,
+            "memory": self.objective.memory,
             **{k: getattr(self, k) for k in ("step", "seconds", "sums", "history", "best", "best_state")},
         }
 
@@ -185,8 +245,20 @@ class _Run:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.ema:
             self.ema.load_state_dict(state["ema"])
+        self.objective.memory = state["memory"]
         for name in ("step", "seconds", "sums", "history", "best", "best_state"):
             setattr(self, name, state[name])
+
+
+class _Terms(nn.Module):
+    """Model and objective as one module from batch to terms, as DistributedDataParallel wants it."""
+
+    def __init__(self, model: nn.Module, objective: Objective) -> None:
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    def forward(self, batch: Batch) -> Terms:
+        return self.objective(self.model, batch)
 
 
 def _epsilon(epoch: float, config: Train, setting: Setting) -> float:

@@ -1,3 +1,5 @@
+import threading
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -82,6 +84,40 @@ def test_take_augments_and_leaves_the_stored_images_alone(options):
     assert torch.equal(data.images, images.images)
     assert first.min() >= 0
     assert first.max() <= 1
+
+
+def test_streamed_images_are_the_resident_ones_announced_or_not():
+    images = ImageSet(torch.randint(256, (40, 3, 6, 6), dtype=torch.uint8), torch.arange(40) % 4)
+    options = {"crop": 1, "flip": True, "saturation": 0.3}
+    resident, streamed = (TrainingData(images, "cpu", **options, stream=stream) for stream in (False, True))
+    batches = [torch.randperm(40)[:8] for _ in range(6)]
+    for step in (0, 3, 4, 1, 2):  # announced late, early, twice and never taken
+        streamed.ahead(batches[step])
+    streamed.ahead(batches[4])
+    for indices in [*batches[:5], torch.arange(40)]:
+        taken = []
+        for data in (resident, streamed):
+            torch.manual_seed(0)
+            taken.append(data.take(indices))
+        assert torch.equal(taken[0][0], taken[1][0])
+        assert torch.equal(taken[0][1], taken[1][1])
+
+
+def test_announced_images_are_read_beside_the_training():
+    readers = set()
+
+    class Watched(torch.Tensor):
+        def __getitem__(self, indices):
+            readers.add(threading.current_thread().name.partition("_")[0])
+            return torch.Tensor.__getitem__(self, indices)
+
+    data = TrainingData(image_set([0, 1, 2, 3]), "cpu", stream=True)
+    data._reader._images = data.images.as_subclass(Watched)
+    data.ahead(torch.tensor([1, 2]))
+    data.take(torch.tensor([1, 2]))
+    assert readers == {"read ahead"}
+    data.take(torch.tensor([3]))
+    assert readers == {"read ahead", "MainThread"}
 
 
 def test_saturation_needs_colours():

@@ -98,6 +98,41 @@ def test_tla_equals_the_papers_formula_sample_by_sample(options: dict[str, Any])
             torch.testing.assert_close(a, c, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("options", [{}, {"positive": "both"}, {"switch_anchor": True}], ids=str)
+def test_the_queues_negative_is_the_nearest_of_the_last_positives(options: dict[str, Any]) -> None:
+    net, size = model().double(), 20
+    used = Setting(DoubleData(images(48), "cpu"), THREAT)
+    o = {"positive": "other", "switch_anchor": False} | options
+    objective = build_objective("tla", used, pool=size, negative="queue", margin=0.5, **options)
+    queue: list[tuple[Tensor, int]] = []
+    for step in range(4):
+        b = batch(used, step)
+        torch.manual_seed(step)
+        ours = objective(net, b)["loss"]
+        torch.manual_seed(step)
+        adversarial, positives = net.features(b.attack(net, b.x, b.y)), []
+        if o["positive"] == "both":
+            positives.append((b.x + torch.empty_like(b.x).uniform_(-0.1, 0.1)).clamp(0, 1))
+        positives.append(used.data.take(used.data.same_class(b.indices))[0])
+        loss = cross_entropy(net.head(adversarial), b.y)
+        clean = [net.features(x) for x in positives]
+        queue = [*queue, *((e, int(y)) for group in clean for e, y in zip(group.detach(), b.y, strict=True))][-size:]
+        cosines = torch.tensor([[float(u @ v / (u.norm() * v.norm())) for v, _ in queue] for u in adversarial])
+        chosen = naive.hardest_negative(cosines, b.y.tolist(), [y for _, y in queue])
+        negative = torch.stack([queue[c][0] for c in chosen])
+        for group in clean:
+            anchor, positive = (group, adversarial) if o["switch_anchor"] else (adversarial, group)
+            found = [True] * len(b.y)
+            loss = loss + 0.5 * naive.triplet_loss(anchor, positive, negative, found, 0.5)
+            norm = sum((e[i].norm() for e in (anchor, positive, negative) for i in range(8)), torch.zeros(()))
+            loss = loss + 0.001 * norm / 8
+        torch.testing.assert_close(ours, loss, rtol=0, atol=1e-6)
+        parameters = list(net.parameters())
+        for a, c in zip(*(torch.autograd.grad(v, parameters) for v in (ours, loss)), strict=True):
+            torch.testing.assert_close(a, c, rtol=0, atol=1e-6)
+        assert len(objective.memory["labels"]) == min(size, (step + 1) * 8 * len(positives))
+
+
 def run(name: str, used: Setting, net: Any, **options: Any) -> dict[str, Tensor]:
     torch.manual_seed(1)
     return build_objective(name, used, **options)(net, batch(used))

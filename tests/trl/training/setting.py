@@ -24,8 +24,8 @@ def images(n: int, seed: int = 0) -> ImageSet:
     return ImageSet(noise.to(torch.uint8), labels)
 
 
-def setting(n: int = 48, seed: int = 0, label_smoothing: float = 0.0) -> Setting:
-    return Setting(TrainingData(images(n), "cpu"), THREAT, label_smoothing, seed)
+def setting(n: int = 48, seed: int = 0, label_smoothing: float = 0.0, stream: bool = False) -> Setting:
+    return Setting(TrainingData(images(n), "cpu", stream=stream), THREAT, label_smoothing, seed)
 
 
 def model(seed: int = 0, name: str = "mlp") -> Classifier:

@@ -1,8 +1,9 @@
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -35,15 +36,20 @@ def stop_after(steps: int, objective: Callable[..., Terms]) -> Callable[..., Ter
         left[0] -= 1
         return objective(net, batch)
 
-    stopping.selects = objective.selects  # type: ignore[attr-defined]
+    stopping.selects, stopping.memory = objective.selects, objective.memory  # type: ignore[attr-defined]
     return stopping
 
 
 def fit(
-    name: str = "tla", checkpoint: Checkpoint | None = None, stop: int | None = None, **changes: Any
+    name: str = "tla",
+    checkpoint: Checkpoint | None = None,
+    stop: int | None = None,
+    options: Mapping[str, Any] = MappingProxyType({}),
+    stream: bool = False,
+    **changes: Any,
 ) -> tuple[Outcome, list[dict[str, Any]]]:
-    used, rows = setting(label_smoothing=0.1), []
-    objective: Any = build_objective(name, used, **({"pool": 12} if name == "tla" else {}))
+    used, rows = setting(label_smoothing=0.1, stream=stream), []
+    objective: Any = build_objective(name, used, **({"pool": 12} if name == "tla" else {}), **options)
     if stop is not None:
         objective = stop_after(stop, objective)
     outcome = train(
@@ -85,6 +91,18 @@ def test_an_interrupted_run_ends_with_the_same_weights_bit_for_bit(tmp_path: Pat
     assert same(whole, resumed)
     timeless = [[{k: v for k, v in row.items() if k != "seconds"} for row in r] for r in (rows, rows_again)]
     assert timeless[0] == timeless[1]
+
+
+def test_an_interrupted_run_finds_its_queue_again(tmp_path: Path) -> None:
+    whole, _ = fit(options={"negative": "queue"})
+    checkpoint = Checkpoint(tmp_path / "run.pt", seconds=0)
+    with pytest.raises(Interrupted):
+        fit(checkpoint=checkpoint, stop=7, options={"negative": "queue"})
+    assert same(whole, fit(checkpoint=checkpoint, options={"negative": "queue"})[0])
+
+
+def test_images_streamed_from_where_they_lie_train_the_same_weights() -> None:
+    assert same(fit(stream=True)[0], whole_run(False)[0])
 
 
 def test_a_resumed_run_does_not_repeat_finished_steps(tmp_path: Path) -> None:

@@ -1,0 +1,84 @@
+"""One stage's work by several processes, each with a device of its own, which share every batch (torch.distributed)."""
+
+import logging
+import os
+import tempfile
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+from tasks.stage import Stage
+from trl.errors import TrlError
+
+PATIENCE = timedelta(hours=2)  # of processes that wait for the first one, which validates; a death is noticed at once
+
+
+def wanted_processes() -> int:
+    """How many processes `TRL_PROCESSES` asks for; TrlError if that is no number."""
+    value = os.environ.get("TRL_PROCESSES", "1")
+    if not (value.isdecimal() and int(value) > 0):
+        raise TrlError(f"TRL_PROCESSES={value}: must be a whole number of at least 1")
+    return int(value)
+
+
+def share_work(work: Callable[[Stage, str], None], stage: Stage) -> None:
+    """Do `work` (stage, device) in as many processes as wanted, or as one of those that torchrun has started.
+
+    TrlError if a process ends early, which also ends the others; a TrlError of its own is passed on.
+    """
+    from trl.device import choose_device
+
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        _join(work, stage, int(os.environ["LOCAL_RANK"]), "env://")
+    elif (count := wanted_processes()) > 1:
+        _start(work, stage, count)
+    else:
+        work(stage, choose_device())
+
+
+def _start(work: Callable[[Stage, str], None], stage: Stage, count: int) -> None:
+    from torch.multiprocessing.spawn import ProcessExitedException, spawn
+
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # that it ends the others is no news
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            spawn(_process, (work, stage, count, folder), nprocs=count, daemon=True)  # type: ignore[no-untyped-call]
+        except ProcessExitedException as error:
+            said = Path(folder, str(error.error_index))
+            if said.exists():
+                raise TrlError(said.read_text()) from None
+            how = f"was ended by {error.signal_name}" if error.signal_name else f"ended with status {error.exit_code}"
+            which = f"process {error.error_index + 1} of {count}"
+            raise TrlError(f"{which} {how}; repeat the command to go on from the last checkpoint") from None
+
+
+def _process(rank: int, work: Callable[[Stage, str], None], stage: Stage, count: int, folder: str) -> None:
+    import torch
+
+    torch.set_num_threads(max(1, torch.get_num_threads() // count))
+    try:
+        _join(work, stage, rank, f"file://{folder}/meeting", rank, count)
+    except TrlError as error:
+        Path(folder, str(rank)).write_text(str(error))
+        raise SystemExit(1) from None
+
+
+def _join(
+    work: Callable[[Stage, str], None], stage: Stage, local_rank: int, meeting: str, rank: int = -1, size: int = -1
+) -> None:
+    """Work as one process of a group, with the GPU of its number, or on the CPU."""
+    import torch
+    import torch.distributed as dist
+
+    from trl.device import choose_device
+
+    gpus = os.environ.get("TRL_DEVICE", "cuda") == "cuda" and torch.cuda.is_available()
+    device = choose_device(f"cuda:{local_rank}" if gpus else None)
+    if device.startswith("cuda"):
+        torch.cuda.set_device(device)
+    backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
+    dist.init_process_group(backend, meeting, timeout=PATIENCE, rank=rank, world_size=size)
+    try:
+        work(stage, device)
+    finally:
+        dist.destroy_process_group()

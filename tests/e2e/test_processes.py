@@ -1,0 +1,82 @@
+"""Several processes train one model: one that dies ends the stage, and any number of them goes on from there."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.e2e.conftest import Project
+
+pytestmark = pytest.mark.e2e
+TRAIN = (sys.executable, "-m", "tasks.train", "--recipe", "digits", "--method", "tla")
+PLACE = "metrics/digits/tla-0/train.json"
+
+
+@pytest.fixture
+def prepared(project: Project) -> Project:
+    project.shell(sys.executable, "-m", "tasks.prepare")
+    return project
+
+
+def figures(project: Project) -> dict[str, Any]:
+    found = json.loads((project.root / PLACE).read_text())
+    return {name: found[name] for name in ("val_clean", "val_robust", "best_epoch")}
+
+
+def workers(parent: subprocess.Popen[str]) -> list[psutil.Process]:
+    return [p for p in psutil.Process(parent.pid).children() if "spawn_main" in " ".join(p.cmdline())]
+
+
+def until(happened: Any, process: subprocess.Popen[str]) -> Iterator[None]:
+    for _ in range(600):
+        if happened() or process.poll() is not None:
+            return
+        time.sleep(0.1)
+        yield
+
+
+def test_a_killed_process_ends_the_stage_and_another_number_of_them_goes_on(prepared: Project) -> None:
+    prepared.set(lambda p: p["recipes"]["digits"]["train"].update(epochs=40))
+    environment = prepared.environment | {"TRL_PROCESSES": "2", "TRL_CHECKPOINT_SECONDS": "0"}
+    with subprocess.Popen(
+        TRAIN, cwd=prepared.root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as training:
+        for _ in until(lambda: list(prepared.root.glob("checkpoints/digits/*.pt")), training):
+            pass
+        two = workers(training)
+        assert len(two) == 2
+        os.kill(two[1].pid, signal.SIGKILL)
+        output, _ = training.communicate(timeout=60)
+    errors = [line for line in output.splitlines() if not line.startswith("epoch ")]
+    number = errors[-1].split()[2]
+    assert number in "12"
+    said = f"error: process {number} of 2 was ended by SIGKILL; repeat the command to go on from the last checkpoint"
+    assert errors == [said], output
+    assert training.returncode == 1
+    assert not psutil.wait_procs(two, timeout=20)[1]
+
+    resumed = prepared.shell(*TRAIN)
+    assert "resumed at step" in resumed
+    found = figures(prepared)
+    (prepared.root / PLACE).unlink()
+    whole = prepared.shell(*TRAIN)
+    assert "resumed" not in whole
+    assert found == figures(prepared)
+
+
+@pytest.mark.parametrize(
+    ("count", "message"),
+    [
+        ("3", "error: batch_size is 50, which 3 processes cannot share evenly"),
+        ("none", "error: TRL_PROCESSES=none: must be a whole number of at least 1"),
+    ],
+)
+def test_an_impossible_number_of_processes_is_one_line(prepared: Project, count: str, message: str) -> None:
+    assert prepared.shell(*TRAIN, fails=True, TRL_PROCESSES=count).splitlines() == [message]
