@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -29,7 +30,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from benchmarks.machine import describe
+from benchmarks.machine import describe, headline
+from benchmarks.turns import draw, say, take_turns, timed, times
 from trl.attacks import build_attack, pgd
 from trl.data import load_dataset
 from trl.device import choose_device
@@ -132,21 +134,11 @@ def gradient_speed(network: Network, sizes: Sizes, device: str, seed: int) -> di
                 runs[contestant] = build(copy.deepcopy(model), shape, sizes.steps)
             except ImportError:
                 say(f"{contestant}: not installed")
-    seconds: dict[str, list[float]] = {contestant: [] for contestant in runs}
-    for turn in range(sizes.turns + 1):  # the first one is no measurement: memory and kernels are being prepared
-        say(f"{name}: turn {turn} of {sizes.turns}")
-        for contestant, run in runs.items():
-            elapsed = timed(lambda run=run: run(x, y), device)  # type: ignore[misc]
-            if turn:
-                seconds[contestant].append(elapsed)
+    on_batch = {contestant: partial(run, x, y) for contestant, run in runs.items()}
+    seconds = take_turns(on_batch, sizes.turns, partial(timed, device=device), name)
     rates = {c: sizes.steps * batch / median(seconds[c]) if c in runs else None for c in CONTESTANTS}
     mine = [contestant for contestant in runs if contestant.startswith("trl")]
-    ratios = {
-        f"{own} / {peer}": median(b / a for a, b in zip(seconds[own], seconds[peer], strict=True))
-        for own in mine
-        for peer in runs
-        if peer not in mine
-    }
+    ratios = {f"{own} / {peer}": times(seconds, own, peer) for own in mine for peer in runs if peer not in mine}
     return {"network": name, "batch": batch, "steps": sizes.steps, "gradients per second": rates, "ratios": ratios}
 
 
@@ -232,29 +224,13 @@ def train_robustly(model: nn.Module, x: Tensor, y: Tensor, epsilon: float, epoch
             optimizer.step()
 
 
-def timed(run: Callable[[], object], device: str) -> float:
-    start = time.perf_counter()
-    run()
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
-
-
 def share(flags: Tensor) -> float:
     return float(flags.float().mean())
 
 
-def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
 def report(found: dict[str, Any]) -> str:
     """The figures as Markdown tables."""
-    machine = found["machine"]
-    lines = [
-        f"{machine['gpu'] or machine['cpu']}, {machine['threads']} threads, {machine['capability']}, PyTorch "
-        f"{found['versions']['torch']}, {found['date'][:10]}, seed {found['seed']}"
-    ]
+    lines = [headline(found)]
     if found["gradients"]:
         lines += ["", "Gradient evaluations per second of PGD; in brackets, how many times faster ours is", ""]
         lines += ["| | " + " | ".join(CONTESTANTS) + " |", "|---" * (len(CONTESTANTS) + 1) + "|"]
@@ -283,22 +259,12 @@ def report(found: dict[str, Any]) -> str:
 
 def plot(found: dict[str, Any], path: Path) -> None:
     """All ratios as bars, beside the line at 1."""
-    from matplotlib.figure import Figure
-
     bars = {
         f"PGD, {row['network']}: {key}": value for row in found["gradients"] for key, value in row["ratios"].items()
     }
     if auto := found["autoattack"]:
         bars |= {f"AutoAttack, {part}: trl / pyautoattack": value for part, value in auto["ratios"].items()}
-    figure = Figure(figsize=(8, 1 + 0.3 * len(bars)), layout="constrained")
-    axes = figure.subplots()
-    drawn = axes.barh([*bars], [*bars.values()], color="#4878a8")
-    axes.bar_label(drawn, fmt="%.2f×", padding=3)
-    axes.axvline(1, color="black", linewidth=1)
-    axes.set(xlabel="speed in relation to the peer", title=found["machine"]["gpu"] or found["machine"]["cpu"])
-    axes.margins(x=0.12)
-    axes.invert_yaxis()
-    figure.savefig(path, dpi=150)
+    draw({"speed in relation to the peer": bars}, found["machine"]["gpu"] or found["machine"]["cpu"], path)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -32,6 +32,15 @@ def describe(device: str, packages: Iterable[str]) -> dict[str, Any]:
     }
 
 
+def headline(found: dict[str, Any]) -> str:
+    """What stands above a report: the machine, and when and how it was measured."""
+    machine = found["machine"]
+    return (
+        f"{machine['gpu'] or machine['cpu']}, {machine['threads']} threads, {machine['capability']}, PyTorch "
+        f"{found['versions']['torch']}, {found['date'][:10]}, seed {found['seed']}"
+    )
+
+
 def _command() -> list[str]:
     module = getattr(sys.modules["__main__"], "__spec__", None)
     return [module.name if module else Path(sys.argv[0]).stem, *sys.argv[1:]]

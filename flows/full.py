@@ -1,28 +1,37 @@
 """The flow `trl`: every stage of dvc.yaml as a task, side by side where the graph allows, then the record in MLflow."""
 
-import argparse
+import atexit
+import contextlib
+import gc
 import json
 import logging
 import os
 import signal
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from flows.arguments import parse
+
+if __name__ == "__main__":
+    GIVEN = parse()  # before the imports, which --help or a wrong option need not wait for
 
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.exceptions import FailedRun
-from prefect.settings import PREFECT_API_URL
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows.parameters import override
+from flows.parameters import PARAMS, override
+from flows.server import TemporaryServer
 from flows.stages import Workers, is_cached, is_hint, last_error, repro, stage_graph, worker_environments
 from tasks.paths import RecipePaths
-from trl.config import Params
+from trl.config import Params, load_params
 from trl.errors import TrlError
 from trl.report import load_results, text_table
 from trl.report.table import comparison
@@ -164,39 +173,44 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(given: dict[str, Any]) -> int:
     """Run the flow in this process, without a deployment; the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m flows.full",
-        description="Bring every stage up to date, record the results in MLflow and show the comparison.",
-        epilog="What is given is written to params.yaml, as `dvc exp run -S` does. TRL_WORKERS: how many stages run "
-        "at a time (default: one per GPU, or per core up to 4). TRL_DEVICE: cpu, cuda, cuda:1, ...",
-    )
-    parser.add_argument("--recipe", help="a recipe of params.yaml")
-    parser.add_argument("--methods", nargs="+", metavar="METHOD", help="the recipe's methods to compare")
-    parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="seeds of each method's models")
-    parser.add_argument(
-        "--set", nargs="+", action="extend", dest="overrides", metavar="KEY=VALUE", help="any other key of params.yaml"
-    )
-    given = parser.parse_args(arguments)
-    logging.getLogger("prefect").addFilter(lambda record: record.levelno > logging.INFO)  # its server's start and stop
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that `kill`, too, ends the temporary server
-    _start_server()
+    atexit.register(gc.freeze)  # at the end nothing is looked through for garbage, for a second
     try:
-        return int(not full(**vars(given), return_state=True).is_completed())
+        with _server():
+            return int(not full(**given, return_state=True).is_completed())
+    except TrlError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted: repeat the command to go on", file=sys.stderr)
         return 130
 
 
-def _start_server() -> None:
-    """Start Prefect's temporary server, if there is no other, out of Ctrl-C's reach: it must hear how the run ended."""
-    if not PREFECT_API_URL.value():
-        print("starting Prefect …", flush=True)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    get_client(sync_client=True)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+@contextlib.contextmanager
+def _server() -> Iterator[None]:
+    """Prefect's server: the one that is configured, else a temporary one. PyTorch is imported while that starts."""
+    if PREFECT_API_URL.value():
+        yield
+        return
+    print("starting Prefect …", flush=True)
+    # nobody can follow the link to a run that a temporary server holds
+    logging.getLogger("prefect.flow_runs").addFilter(lambda record: not record.getMessage().startswith("View at "))
+    server = TemporaryServer()
+    ahead = threading.Thread(target=_import_ahead)
+    ahead.start()
+    server.wait()
+    ahead.join()
+    with temporary_settings(updates={PREFECT_API_URL: server.api}):
+        yield
+
+
+def _import_ahead() -> None:
+    """Import what checks the parameters; what is wrong with them is said where they are read."""
+    with contextlib.suppress(TrlError):
+        load_params(PARAMS)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(GIVEN))

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from pathlib import Path
 
+from tasks.processes import wanted_processes
 from trl.errors import TrlError
 
 DVC = [sys.executable, "-m", "dvc"]
@@ -68,8 +69,10 @@ def last_error(lines: Iterable[str]) -> str:
 def worker_environments(environ: Mapping[str, str], gpus: int, cores: int) -> list[dict[str, str]]:
     """The variables of each worker: one per GPU, which is its own, or one per core (at most 4) on the CPU.
 
-    `TRL_WORKERS` sets their number; several then share a GPU. The cores are shared out unless OMP_NUM_THREADS is set.
+    With `TRL_PROCESSES` a worker has that many GPUs or cores. `TRL_WORKERS` sets the workers' number; they then share
+    the GPUs if there are too few. The cores are shared out unless OMP_NUM_THREADS is set.
     """
+    each = wanted_processes(environ)
     wanted = environ.get("TRL_WORKERS", "")
     if wanted and not (wanted.isdecimal() and int(wanted) > 0):
         raise TrlError(f"TRL_WORKERS={wanted}: must be a whole number of at least 1")
@@ -77,10 +80,10 @@ def worker_environments(environ: Mapping[str, str], gpus: int, cores: int) -> li
     device = environ.get("TRL_DEVICE") or "cuda"
     if device != "cuda":  # the CPU, or one device that all share
         visible, gpus = [], int(device.startswith("cuda:"))
-    count = int(wanted or gpus or min(cores, 4))
+    count = int(wanted or max(1, (gpus or min(cores, 4)) // each))
     threads = environ.get("OMP_NUM_THREADS") or str(max(1, cores // count))
-    own = [{"CUDA_VISIBLE_DEVICES": visible[i % gpus]} if gpus and visible else {} for i in range(count)]
-    return [{"OMP_NUM_THREADS": threads, **gpu} for gpu in own]
+    own = [[visible[(i * each + j) % gpus] for j in range(min(each, gpus))] if visible else [] for i in range(count)]
+    return [{"OMP_NUM_THREADS": threads, **({"CUDA_VISIBLE_DEVICES": ",".join(some)} if some else {})} for some in own]
 
 
 @dataclass(frozen=True)

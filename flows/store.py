@@ -4,13 +4,19 @@ Two processes that create the tables of one SQLite file at once fail. Tracking i
 so a failure here is a warning.
 """
 
-from tasks.stage import Stage
-from tasks.tracking import client_and_experiment
-from trl.config import load_params
+import sys
 
-if __name__ == "__main__":
-    params = load_params()
+from tasks.stage import Stage, run_stage
+from tasks.tracking import client_and_experiment
+
+
+def create_store(stage: Stage) -> None:
+    """Open the store, which creates what is missing."""
     try:
-        client_and_experiment(Stage(params, params.recipe))
+        client_and_experiment(stage)
     except Exception as error:  # whatever the store, its driver or the network raises
         print(f"warning: MLflow's store cannot be opened ({error})")
+
+
+if __name__ == "__main__":
+    sys.exit(run_stage(create_store, per_model=False, as_written=True))

@@ -3,11 +3,12 @@
 import sys
 
 from tasks.stage import Stage, run_stage
-from trl.data import load_dataset, save_splits, split
 
 
 def prepare(stage: Stage) -> None:
     """Write the splits of the recipe's data set."""
+    from trl.data import load_dataset, save_splits, split
+
     data = stage.recipe.data
     splits = split(load_dataset(data.name), data.validation, data.split_seed)
     save_splits(splits, stage.paths.data)

@@ -3,7 +3,7 @@
 import logging
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 
@@ -13,9 +13,9 @@ from trl.errors import TrlError
 PATIENCE = timedelta(hours=2)  # of processes that wait for the first one, which validates; a death is noticed at once
 
 
-def wanted_processes() -> int:
+def wanted_processes(environ: Mapping[str, str] = os.environ) -> int:
     """How many processes `TRL_PROCESSES` asks for; TrlError if that is no number."""
-    value = os.environ.get("TRL_PROCESSES", "1")
+    value = environ.get("TRL_PROCESSES") or "1"
     if not (value.isdecimal() and int(value) > 0):
         raise TrlError(f"TRL_PROCESSES={value}: must be a whole number of at least 1")
     return int(value)

@@ -16,4 +16,4 @@ def record(stage: Stage) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_stage(record, per_model=False))
+    sys.exit(run_stage(record, per_model=False, as_written=True))

@@ -17,4 +17,4 @@ def report(stage: Stage) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_stage(report, per_model=False))
+    sys.exit(run_stage(report, per_model=False, as_written=True))

@@ -1,6 +1,8 @@
 """What every stage's command shares: its arguments, and errors as one line."""
 
 import argparse
+import atexit
+import gc
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -44,12 +46,14 @@ def run_stage(
     per_model: bool | Literal["optional"],
     arguments: list[str] | None = None,
     paths: Mapping[str, str] = MappingProxyType({}),
+    as_written: bool = False,
 ) -> int:
     """Parse the command line, read params.yaml and do `work`; the exit status. An error a user can mend is one line.
 
     `per_model`: the stage is one of a model, which --method and --seed name; if "optional", `work` gets those by name
     besides, None where they are left out. `paths`: further required arguments and what they say in --help; `work` gets
-    them by name, after the stage.
+    them by name, after the stage. `as_written`: the stage computes nothing, so that options need no check (which needs
+    PyTorch).
     """
     parser = argparse.ArgumentParser(description=sys.modules[work.__module__].__doc__)
     parser.add_argument("--recipe", help="a recipe of params.yaml (default: its `recipe`)")
@@ -63,8 +67,9 @@ def run_stage(
         parser.add_argument(f"--{path}", type=Path, required=True, help=text)
     given = vars(parser.parse_args(arguments))
     named = {path: given.pop(path) for path in paths}
+    atexit.register(gc.freeze)  # at the end nothing is looked through for garbage, for a second
     try:
-        params = load_params()
+        params = load_params(as_written=as_written)
         name = given.pop("recipe") or params.recipe
         if name not in params.recipes:
             raise TrlError(f"unknown recipe {name!r}; params.yaml has {', '.join(params.recipes)}")

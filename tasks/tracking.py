@@ -203,7 +203,7 @@ def _create(client: "MlflowClient", experiment: str, stage: Stage, tags: dict[st
     from mlflow.entities import DatasetInput, InputTag, Param
     from mlflow.tracking.context.registry import resolve_tags
 
-    recipe, model = stage.recipe, f"{stage.method}-{stage.seed}"
+    recipe, model = stage.recipe.checked(), f"{stage.method}-{stage.seed}"
     tags = {**tags, "trl.recipe": stage.recipe_name, "trl.kind": "model"}
     run = client.create_run(experiment, run_name=f"{stage.recipe_name}/{model}", tags=resolve_tags(tags))
     sections = {

@@ -1,53 +1,70 @@
 """params.yaml as typed, validated objects: one class per section. Nothing else in the project holds a knob."""
 
+import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 
-from trl.attacks import ATTACKS
-from trl.data import DATASETS
-from trl.detectors import DETECTORS
 from trl.errors import TrlError
-from trl.models import MODELS
 from trl.number import Count, Fraction, NonNegative, Positive, Real
-from trl.objectives import OBJECTIVES
 from trl.registry import Registry, explain, refuse
+
+AS_WRITTEN = {"as written": True}  # the context in which names and options of implementations are not checked
 
 
 class Section(BaseModel):
     """A section of params.yaml: immutable, and a key it does not know is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, revalidate_instances="always")
 
 
 class Spec(Section):
-    """A registered implementation by name, with all of its options (defaults filled in)."""
+    """A registered implementation by name, with all of its options (defaults filled in), or with those written."""
 
     name: str
     options: dict[str, Any]
 
 
-def _selects(registry: Registry, key: str) -> Any:
-    """A field holding `{<key>: name, option: value, …}`, checked against the registry and turned into a `Spec`."""
+def _registry(entry: str) -> Registry:
+    """`package:NAME`, imported only when names are checked: with the implementations comes PyTorch."""
+    package, name = entry.split(":")
+    registry: Registry = getattr(importlib.import_module(package), name)
+    return registry
 
-    def check(value: Any) -> Any:
+
+def _selects(entry: str, key: str) -> Any:
+    """A field holding `{<key>: name, option: value, …}`, checked against a registry and turned into a `Spec`."""
+
+    def check(value: Any, info: ValidationInfo) -> Any:
         if isinstance(value, Spec):
-            return value
-        if not isinstance(value, Mapping) or not isinstance(value.get(key), str):
-            raise refuse(f"needs `{key}:`, one of {', '.join(registry.names())}")
+            name, written = value.name, value.options
+        elif isinstance(value, Mapping) and isinstance(value.get(key), str):
+            name, written = value[key], {k: v for k, v in value.items() if k != key}
+        else:
+            raise refuse(f"needs `{key}:`, one of {', '.join(_registry(entry).names())}")
+        if info.context is AS_WRITTEN:
+            return Spec(name=name, options=written)
         try:
-            options = registry.options(value[key])
+            options = _registry(entry).options(name)
         except TrlError as error:
             raise refuse(str(error)) from None
         try:
-            checked = options.model_validate({k: v for k, v in value.items() if k != key})
+            checked = options.model_validate(written)
         except ValidationError as error:
             where, _, why = explain(error, options).partition(": ")
             raise refuse(why, (where,)) from None
-        return Spec(name=value[key], options=checked.model_dump())
+        return Spec(name=name, options=checked.model_dump())
 
     return Annotated[Spec, BeforeValidator(check)]
 
@@ -69,10 +86,10 @@ if TYPE_CHECKING:
     ModelSpec = Spec
     ObjectiveSpec = Spec
 else:
-    AttackSpec = _selects(ATTACKS, "attack")
-    DetectorSpec = _selects(DETECTORS, "name")
-    ModelSpec = _selects(MODELS, "name")
-    ObjectiveSpec = _selects(OBJECTIVES, "objective")
+    AttackSpec = _selects("trl.attacks:ATTACKS", "attack")
+    DetectorSpec = _selects("trl.detectors:DETECTORS", "name")
+    ModelSpec = _selects("trl.models:MODELS", "name")
+    ObjectiveSpec = _selects("trl.objectives:OBJECTIVES", "objective")
 Attacks = Annotated[dict[str, AttackSpec], _named("attack"), Field(min_length=1)]
 
 
@@ -142,9 +159,9 @@ class Data(Section):
     split_seed: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
-    def _known(self) -> "Data":
-        if self.name not in DATASETS.names():
-            raise refuse(f"unknown data set {self.name!r}; known: {', '.join(DATASETS.names())}")
+    def _known(self, info: ValidationInfo) -> "Data":
+        if info.context is not AS_WRITTEN and self.name not in (known := _registry("trl.data:DATASETS").names()):
+            raise refuse(f"unknown data set {self.name!r}; known: {', '.join(known)}")
         return self
 
 
@@ -222,6 +239,10 @@ class Recipe(Section):
     attack: Evaluation
     detect: Detection
 
+    def checked(self) -> "Recipe":
+        """With all options checked and their defaults filled in, where they are still as written."""
+        return Recipe.model_validate(self)
+
 
 class Deploy(Section):
     """Which model is served: under `name` in MLflow's registry, the champion is the one with the best `figure`.
@@ -265,20 +286,24 @@ class Params(Section):
         return self.recipes[self.recipe]
 
 
-def load_params(path: str | Path = "params.yaml") -> Params:
-    """Read and check a params file; a TrlError names the key's path, what is wrong and what is allowed."""
+def load_params(path: str | Path = "params.yaml", *, as_written: bool = False) -> Params:
+    """Read and check a params file; a TrlError names the key's path, what is wrong and what is allowed.
+
+    `as_written` leaves out what needs PyTorch: attacks, models, detectors, objectives and data sets are not looked up,
+    and their options stay as they are written. It is for those who only show them.
+    """
     try:
         raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise TrlError(f"{path}: cannot be read ({error.strerror}); run from the project's root") from None
     except yaml.YAMLError as error:
         raise TrlError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    return check_params(raw, str(path))
+    return check_params(raw, str(path), as_written=as_written)
 
 
-def check_params(raw: Any, source: str = "params") -> Params:
+def check_params(raw: Any, source: str = "params", *, as_written: bool = False) -> Params:
     """Check parameters that are already in memory, as `load_params` does."""
     try:
-        return Params.model_validate(raw)
+        return Params.model_validate(raw, context=AS_WRITTEN if as_written else None)
     except ValidationError as error:
         raise TrlError(f"{source}: {explain(error, Params)}") from None

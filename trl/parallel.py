@@ -64,9 +64,9 @@ def gather(values: Tensor) -> Tensor:
     size = current().size
     if size == 1:
         return values.detach()
-    whole = values.new_empty((len(values) * size, *values.shape[1:]))
-    dist.all_gather_into_tensor(whole, values.detach().contiguous())
-    return whole
+    parts = [torch.empty_like(values, memory_format=torch.contiguous_format) for _ in range(size)]
+    dist.all_gather(parts, values.detach().contiguous())
+    return torch.cat(parts)
 
 
 def mean(value: Tensor) -> Tensor:

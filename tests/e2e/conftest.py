@@ -11,31 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
+from benchmarks.tiny import TINY
+
 ROOT = Path(__file__).parents[2]
-TINY: dict[str, Any] = {  # what a tiny recipe changes of `digits`
-    "model": {"name": "mlp", "width": 16, "depth": 1},
-    "train": {
-        "epochs": 2,
-        "batch_size": 50,
-        "optimizer": {"name": "adam", "lr": 0.01},
-        "attack": {"attack": "pgd", "steps": 2},
-        "validation": {"attack": {"attack": "pgd", "steps": 2}},
-    },
-    "attack": {
-        "samples": 100,
-        "attacks": {"fgsm": {}, "pgd": {"steps": 3}},
-        "curve": {"attack": {"attack": "fgsm"}, "epsilons": [0, 0.1, 0.2]},
-    },
-    "detect": {
-        "detectors": {"gaussian": {}, "energy": {}},
-        "detector": "gaussian",
-        "samples": 100,
-        "attacks": {"pgd": {"steps": 3}},
-        "adaptive": {"samples": 40, "attacks": {"apgd": {"steps": 3}}},
-        "curve": {"epsilons": [0, 0.2], "samples": 40},
-        "tsne_samples": 80,
-    },
-}
 
 
 class Project:

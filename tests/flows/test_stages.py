@@ -101,6 +101,13 @@ def test_every_gpu_is_one_worker_s_own() -> None:
     assert cuda(worker_environments({"TRL_DEVICE": "cuda", "TRL_WORKERS": "1"}, 2, 8)) == ["0"]
 
 
+def test_processes_that_share_a_training_have_a_gpu_each() -> None:
+    assert cuda(worker_environments({"TRL_PROCESSES": "2"}, 4, 8)) == ["0,1", "2,3"]
+    assert cuda(worker_environments({"TRL_PROCESSES": "2", "TRL_WORKERS": "2"}, 3, 8)) == ["0,1", "2,0"]
+    assert cuda(worker_environments({"TRL_PROCESSES": "4"}, 2, 8)) == ["0,1"]
+    assert worker_environments({"TRL_PROCESSES": "2"}, 0, 4) == [{"OMP_NUM_THREADS": "2"}] * 2
+
+
 def test_a_chosen_device_is_left_to_the_stages() -> None:
     assert cuda(worker_environments({"TRL_DEVICE": "cuda:1"}, 2, 8)) == [None]
     assert cuda(worker_environments({"TRL_DEVICE": "cpu"}, 2, 3)) == [None] * 3

@@ -5,7 +5,6 @@ from typing import Annotated, Literal
 import numpy as np
 import torch
 from pydantic import Field
-from sklearn.covariance import empirical_covariance, ledoit_wolf, shrunk_covariance
 from torch import Tensor
 
 from trl.detectors.base import Detector
@@ -48,6 +47,8 @@ class GaussianDetector(Detector):
 
     def _whitening(self, centred: Tensor) -> Tensor:
         """W [d,d] of the shrunk covariance of centred rows [n,d]; if diagonal, its diagonal [d]."""
+        from sklearn.covariance import empirical_covariance, ledoit_wolf, shrunk_covariance
+
         rows = centred.cpu().numpy()
         if self.shrinkage is None:
             estimate, _ = ledoit_wolf(rows, assume_centered=True)

@@ -5,8 +5,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.mixture import GaussianMixture
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
@@ -44,6 +42,9 @@ class GaussianMixtureDetector(Detector):
 
     def _mixture(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Log weights [c], means [c,d] and whitenings [c,d,d] or [c,d] of the mixture of rows [n,d]."""
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.mixture import GaussianMixture
+
         mean = rows.mean(0)
         unit = (rows - mean).square().mean().sqrt()  # the floor is relative to it, and offsets would cost digits
         scaled = ((rows - mean) / unit).cpu().numpy()

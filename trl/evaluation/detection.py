@@ -5,7 +5,6 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from sklearn.metrics import roc_auc_score, roc_curve
 from torch import Tensor
 
 from trl.errors import TrlError
@@ -45,6 +44,8 @@ def detection_figures(natural: Tensor, adversarial: Tensor, resamples: int = 200
 
 def detection_auc(natural: Tensor, adversarial: Tensor) -> float:
     """The area under the ROC curve alone, as `detection_figures` gives it, without an interval."""
+    from sklearn.metrics import roc_auc_score
+
     return float(roc_auc_score(*_labelled(natural, adversarial)))
 
 
@@ -68,6 +69,8 @@ def roc_points(natural: Tensor, adversarial: Tensor, max_points: int = 200) -> l
 
     At most `max_points` (≥ 2) points of the curve, spread evenly along its length.
     """
+    from sklearn.metrics import roc_curve
+
     false_positive, true_positive, _ = roc_curve(*_labelled(natural, adversarial))
     length = false_positive + true_positive  # rises from 0 to 2
     chosen = np.unique(np.searchsorted(length, np.linspace(0, 2, max_points)))

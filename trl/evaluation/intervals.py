@@ -2,7 +2,6 @@
 
 from typing import TypedDict
 
-from scipy.stats import binomtest
 from torch import Tensor
 
 
@@ -17,6 +16,8 @@ class Accuracy(TypedDict):
 
 def accuracy(correct: Tensor) -> Accuracy:
     """Accuracy of a bool tensor [n], n ≥ 1, with the 95 % Wilson score interval (Wilson 1927)."""
+    from scipy.stats import binomtest
+
     right, n = int(correct.sum()), len(correct)
     interval = binomtest(right, n).proportion_ci(confidence_level=0.95, method="wilson")
     return Accuracy(accuracy=right / n, low=float(interval.low), high=float(interval.high), n=n)

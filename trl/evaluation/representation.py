@@ -3,9 +3,6 @@
 from typing import NamedTuple
 
 import torch
-from sklearn.manifold import TSNE
-from sklearn.neighbors import KNeighborsClassifier
-from sklearn.preprocessing import normalize
 from torch import Tensor
 
 from trl.errors import TrlError
@@ -67,6 +64,8 @@ def knn_accuracy(
     train_features: Tensor, train_labels: Tensor, features: Tensor, labels: Tensor, neighbours: int = 50
 ) -> float:
     """Accuracy in [0, 1] on `features` [m,d] of a vote among the `neighbours` most similar (cosine) of [n,d]."""
+    from sklearn.neighbors import KNeighborsClassifier
+
     _check_features(train_features, train_labels)
     _check_features(features, labels)
     if not 1 <= neighbours <= len(train_features):
@@ -78,6 +77,9 @@ def knn_accuracy(
 
 def tsne(features: Tensor, seed: int = 0) -> Tensor:
     """t-SNE map float32 [n,2] of embeddings [n,d], scaled to unit length so that only their directions count."""
+    from sklearn.manifold import TSNE
+    from sklearn.preprocessing import normalize
+
     _check_features(features)
     if len(features) <= PERPLEXITY:
         raise TrlError(f"t-SNE of {len(features)} embeddings: give more than its perplexity of {PERPLEXITY:.0f}")

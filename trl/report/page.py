@@ -76,7 +76,7 @@ TEXTS = {
 def write_report(results: Results, recipe_name: str, parameters: Mapping[str, Any], folder: Path) -> Path:
     """Write index.html, comparison.csv and the figures (PNG, also inside the page) to `folder`; return the page's path.
 
-    `parameters` is the recipe as a mapping with all defaults filled in: the page quotes it, and takes the data set from
+    `parameters` is the recipe as a mapping: the page quotes it as it is written, and takes the data set from
     `data.name` and the threat from `threat.norm` and `threat.epsilon`. The same input gives the same bytes.
     """
     folder = Path(folder)

@@ -72,7 +72,7 @@ def train(
     if config.batch_size % share.size:
         raise TrlError(f"batch_size is {config.batch_size}, which {share.size} processes cannot share evenly")
     stream = ShuffledStream(len(setting.data.labels), config.batch_size, derive_seed(setting.seed, "batches"))
-    run = _Run(model, objective, config, device)
+    run = Run(model, objective, config, device)
     if checkpoint and (state := checkpoint.load(device)):
         run.restore(state)
         if share.rank == 0:
@@ -115,7 +115,7 @@ def train(
     return Outcome(run.best_state, run.best, run.history)
 
 
-class _Run:
+class Run:
     """The mutable state of a run: all of it goes into the checkpoint."""
 
     def __init__(self, model: nn.Module, objective: Objective, config: Train, device: torch.device) -> None:
@@ -149,7 +149,7 @@ class _Run:
                 "start all of them in one folder that they share"
             )
         # the objective within, since it calls the model's parts, whose gradients are averaged all the same
-        self.terms = DistributedDataParallel(_Terms(self.model, self.objective), broadcast_buffers=False)
+        self.terms = DistributedDataParallel(_Terms(self.model, self.objective))
 
     def agreed(self, wish: bool) -> bool:
         """What the first process wishes, on all of them."""

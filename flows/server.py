@@ -1,0 +1,62 @@
+"""Prefect's temporary server, for a flow run where no other server is configured.
+
+Prefect starts one by itself, but imports all of it into the flow's process first: seconds, only to know its command.
+"""
+
+import atexit
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import prefect
+from prefect.settings import PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS, get_current_settings
+
+from trl.errors import TrlError
+
+HOST, STOP_SECONDS = "127.0.0.1", 5.0
+
+
+class TemporaryServer:
+    """A server that lives as long as this process, out of Ctrl-C's reach: it must hear how the run ended."""
+
+    def __init__(self) -> None:
+        with socket.socket() as probe:
+            probe.bind((HOST, 0))
+            port = probe.getsockname()[1]
+        self.api = f"http://{HOST}:{port}/api"
+        app = ["--app-dir", str(Path(prefect.__file__).parent), "--factory", "prefect.server.api.server:create_app"]
+        options = ["--host", HOST, "--port", str(port), "--log-level", "error", "--lifespan", "on"]
+        environment = os.environ | get_current_settings().to_environment_variables(exclude_unset=True)
+        environment |= {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which the server inherits
+        self._process = subprocess.Popen([sys.executable, "-m", "uvicorn", *app, *options], env=environment)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        atexit.register(self._stop)
+
+    def wait(self) -> None:
+        """Until it answers; TrlError if it does not."""
+        deadline = time.monotonic() + PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.value()
+        while not self._answers():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise TrlError("Prefect's temporary server did not start; `make up` starts one that stays")
+            time.sleep(0.1)
+
+    def _answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.api}/health", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+    def _stop(self) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
