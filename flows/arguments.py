@@ -10,7 +10,8 @@ def parse(arguments: list[str] | None = None) -> dict[str, Any]:
         prog="python -m flows.full",
         description="Bring every stage up to date, record the results in MLflow and show the comparison.",
         epilog="What is given is written to params.yaml, as `dvc exp run -S` does. TRL_WORKERS: how many stages run "
-        "at a time (default: one per GPU, or per core up to 4). TRL_DEVICE: cpu, cuda, cuda:1, ...",
+        "at a time (default: one per GPU, or per core up to 4). TRL_PROCESSES: how many processes train one model "
+        "together (default 1). TRL_DEVICE: cpu, cuda, cuda:1, ...",
     )
     parser.add_argument("--recipe", help="a recipe of params.yaml")
     parser.add_argument("--methods", nargs="+", metavar="METHOD", help="the recipe's methods to compare")

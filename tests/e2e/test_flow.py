@@ -114,7 +114,9 @@ def test_an_interrupted_flow_leaves_nothing_running_and_dvc_unlocked(served: Pro
     before = programs(served.root)
     command = [*FLOW, "--methods", "at", "--set", "recipes.digits.train.epochs=100000"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    heard = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it
     with subprocess.Popen(command, cwd=served.root, env=served.environment, **pipes) as flow:
+        signal.signal(signal.SIGINT, heard)
         assert any("| epoch 1/100000" in line for line in flow.stdout)
         began = time.monotonic()
         flow.send_signal(signal.SIGINT)
