@@ -13,7 +13,6 @@ A peer that is not installed is left out: `pip install -e .[benchmarks]` install
 
 import argparse
 import copy
-import json
 import logging
 import os
 import sys
@@ -31,6 +30,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from benchmarks.machine import describe, headline
+from benchmarks.publish import publish
 from benchmarks.turns import draw, say, take_turns, timed, times
 from trl.attacks import build_attack, pgd
 from trl.data import load_dataset
@@ -291,10 +291,7 @@ def main(arguments: list[str] | None = None) -> None:
         name, model, x, y, epsilon = robust_network(sizes, device, options.seed)
         measured = autoattack(model, x, y, epsilon, sizes.batch, options.seed)
         found["autoattack"] = {"model": name, **measured}
-    print(report(found))
-    if options.out:
-        options.out.write_text(json.dumps(found, indent=2) + "\n")
-        plot(found, options.out.with_suffix(".png"))
+    publish(found, report, plot, options.out)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from typing import Any
 import yaml
 
 from benchmarks.machine import describe, headline
+from benchmarks.publish import publish
 from benchmarks.tiny import TINY
 from benchmarks.turns import say
 from trl.device import choose_device
@@ -288,10 +289,7 @@ def main(arguments: list[str] | None = None) -> None:
         "again": again,
         "estimates": {folder.name: estimate(run, folder) for folder in known},
     }
-    print(report(found))
-    if options.out:
-        options.out.write_text(json.dumps(found, indent=2) + "\n")
-        plot(found, options.out.with_suffix(".png"))
+    publish(found, report, plot, options.out)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ A peer that is not installed is left out: `pip install -e .[benchmarks]` install
 import argparse
 import copy
 import io
-import json
 import logging
 import sys
 from collections import Counter
@@ -35,6 +34,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.machine import describe, headline
+from benchmarks.publish import publish
 from benchmarks.turns import draw, say, take_turns, timed, times
 from trl.attacks import build_attack, build_attack_at
 from trl.config import Optimizer, Recipe, load_params
@@ -458,20 +458,18 @@ def report(found: dict[str, Any]) -> str:
     if found["speed"]:
         lines += ["", "How many times faster a step of our AT is than that of", ""]
         lines += ["| | " + " | ".join(PEERS) + " |", "|---" * (len(PEERS) + 1) + "|"]
-    for row in found["speed"]:
-        for suffix in map(SUFFIXES.__getitem__, found["peak"]):
-            ratios = [row["ratios"].get(f"at{suffix} / {peer}") for peer in PEERS]
-            cells = [f"{ratio:.2f}×" if ratio else "not installed" for ratio in ratios]
-            lines.append(f"| {titled(row)}, at{suffix} | " + " | ".join(cells) + " |")
+    for row, suffix in rows_of_at(found):
+        ratios = [row["ratios"].get(f"at{suffix} / {peer}") for peer in PEERS]
+        cells = [f"{ratio:.2f}×" if ratio else "not installed" for ratio in ratios]
+        lines.append(f"| {titled(row)}, at{suffix} | " + " | ".join(cells) + " |")
     others = [method for method in METHODS if method != "at"]
     if found["speed"]:
         lines += ["", "How many times as long a step takes as AT's; in brackets, as many passes it needs", ""]
         lines += ["| | " + " | ".join(others) + " |", "|---" * (len(others) + 1) + "|"]
-    for row in found["speed"]:
-        for suffix in map(SUFFIXES.__getitem__, found["peak"]):
-            costs = [row["costs"].get(f"{method}{suffix} / at{suffix}") for method in others]
-            cells = [f"{cost['time']:.2f}× ({cost['passes']:.2f}×)" if cost else "no such option" for cost in costs]
-            lines.append(f"| {titled(row)}, at{suffix} | " + " | ".join(cells) + " |")
+    for row, suffix in rows_of_at(found):
+        costs = [row["costs"].get(f"{method}{suffix} / at{suffix}") for method in others]
+        cells = [f"{cost['time']:.2f}× ({cost['passes']:.2f}×)" if cost else "no such option" for cost in costs]
+        lines.append(f"| {titled(row)}, at{suffix} | " + " | ".join(cells) + " |")
     if accuracy := found["accuracy"]:
         title = f"{accuracy['network']}, {accuracy['epochs']} epochs of AT on {accuracy['data']}"
         lines += ["", f"{title}, ℓ∞ {accuracy['epsilon']}, {len(accuracy['seeds'])} seeds", ""]
@@ -485,6 +483,11 @@ def report(found: dict[str, Any]) -> str:
             cells = [*(spread(values, "%") for values in accuracy["differences"].values()), f"{ratio:.2f}× the speed"]
             lines.append(f"| {pair} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def rows_of_at(found: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:
+    """Each network with the suffix of each precision: what AT was measured on."""
+    return [(row, SUFFIXES[precision]) for row in found["speed"] for precision in found["peak"]]
 
 
 def titled(row: dict[str, Any]) -> str:
@@ -535,10 +538,7 @@ def main(arguments: list[str] | None = None) -> None:
         found["speed"] = [training_speed(n, recipes[n.recipe], peaks, device, options.seed) for n in networks]
     if options.only != "speed":
         found["accuracy"] = compare_accuracy(sizes, recipes[RECIPE], device, options.seed)
-    print(report(found))
-    if options.out:
-        options.out.write_text(json.dumps(found, indent=2) + "\n")
-        plot(found, options.out.with_suffix(".png"))
+    publish(found, report, plot, options.out)
 
 
 if __name__ == "__main__":

@@ -10,15 +10,15 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
 
 import prefect
 from prefect.settings import PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS, get_current_settings
 
+from flows.services import HOST, answers
 from trl.errors import TrlError
 
-HOST, STOP_SECONDS = "127.0.0.1", 5.0
+STOP_SECONDS = 5.0
 
 
 class TemporaryServer:
@@ -41,17 +41,10 @@ class TemporaryServer:
     def wait(self) -> None:
         """Until it answers; TrlError if it does not."""
         deadline = time.monotonic() + PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.value()
-        while not self._answers():
+        while not answers(f"{self.api}/health"):
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise TrlError("Prefect's temporary server did not start; `make up` starts one that stays")
             time.sleep(0.1)
-
-    def _answers(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self.api}/health", timeout=5) as answer:
-                return bool(answer.status == 200)
-        except OSError:
-            return False
 
     def _stop(self) -> None:
         self._process.terminate()

@@ -69,11 +69,16 @@ class Service:
     def _works(self) -> bool:
         if not self.health.startswith("http"):
             return self.health in self.log.read_text()
-        try:
-            with urllib.request.urlopen(self.health, timeout=5) as answer:
-                return bool(answer.status == 200)
-        except OSError:
-            return False
+        return answers(self.health)
+
+
+def answers(address: str) -> bool:
+    """Whether a server is there and well."""
+    try:
+        with urllib.request.urlopen(address, timeout=5) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
 
 
 def services(prefect_port: int, mlflow_port: int) -> list[Service]:

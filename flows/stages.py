@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from pathlib import Path
 
-from tasks.processes import wanted_processes
+from tasks.processes import count_of, wanted_processes
 from trl.errors import TrlError
 
 DVC = [sys.executable, "-m", "dvc"]
@@ -73,14 +73,12 @@ def worker_environments(environ: Mapping[str, str], gpus: int, cores: int) -> li
     the GPUs if there are too few. The cores are shared out unless OMP_NUM_THREADS is set.
     """
     each = wanted_processes(environ)
-    wanted = environ.get("TRL_WORKERS", "")
-    if wanted and not (wanted.isdecimal() and int(wanted) > 0):
-        raise TrlError(f"TRL_WORKERS={wanted}: must be a whole number of at least 1")
+    wanted = count_of("TRL_WORKERS", environ)
     visible = [g for g in environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if g] or [str(g) for g in range(gpus)]
     device = environ.get("TRL_DEVICE") or "cuda"
     if device != "cuda":  # the CPU, or one device that all share
         visible, gpus = [], int(device.startswith("cuda:"))
-    count = int(wanted or max(1, (gpus or min(cores, 4)) // each))
+    count = wanted or max(1, (gpus or min(cores, 4)) // each)
     threads = environ.get("OMP_NUM_THREADS") or str(max(1, cores // count))
     own = [[visible[(i * each + j) % gpus] for j in range(min(each, gpus))] if visible else [] for i in range(count)]
     return [{"OMP_NUM_THREADS": threads, **({"CUDA_VISIBLE_DEVICES": ",".join(some)} if some else {})} for some in own]

@@ -13,12 +13,17 @@ from trl.errors import TrlError
 PATIENCE = timedelta(hours=2)  # of processes that wait for the first one, which validates; a death is noticed at once
 
 
+def count_of(variable: str, environ: Mapping[str, str]) -> int | None:
+    """The number, at least 1, that an environment variable holds; None if it is empty, TrlError if it is another."""
+    value = environ.get(variable, "")
+    if value and not (value.isdecimal() and int(value) > 0):
+        raise TrlError(f"{variable}={value}: must be a whole number of at least 1")
+    return int(value) if value else None
+
+
 def wanted_processes(environ: Mapping[str, str] = os.environ) -> int:
     """How many processes `TRL_PROCESSES` asks for; TrlError if that is no number."""
-    value = environ.get("TRL_PROCESSES") or "1"
-    if not (value.isdecimal() and int(value) > 0):
-        raise TrlError(f"TRL_PROCESSES={value}: must be a whole number of at least 1")
-    return int(value)
+    return count_of("TRL_PROCESSES", environ) or 1
 
 
 def share_work(work: Callable[[Stage, str], None], stage: Stage) -> None:

@@ -18,6 +18,17 @@ def has_batch_norm(model: nn.Module) -> bool:
     return any(isinstance(module, _BatchNorm) for module in model.modules())
 
 
+def normalised(
+    x: Tensor, mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
+    """(x - mean) / √(variance + eps) · weight + bias per channel of `x` [n,c,…], as one multiply-add in its type."""
+    scale = (variance + eps).rsqrt()
+    scale = scale if weight is None else scale * weight
+    shift = -mean * scale if bias is None else bias - mean * scale
+    shape = (-1, *[1] * (x.ndim - 2))
+    return torch.addcmul(shift.to(x.dtype).view(shape), x, scale.to(x.dtype).view(shape))
+
+
 class _Training(TorchFunctionMode):
     """Inside, `function` takes the place of `torch.nn.functional.batch_norm` in training mode."""
 
@@ -105,8 +116,4 @@ def _synchronised(
             n = share.size * x.numel() // x.shape[1]
             running_mean.lerp_(mean.to(running_mean.dtype), momentum)
             running_var.lerp_((variance * n / max(1, n - 1)).to(running_var.dtype), momentum)
-    scale = (variance + eps).rsqrt()
-    scale = scale if weight is None else scale * weight
-    shift = -mean * scale if bias is None else bias - mean * scale
-    shape = (-1, *[1] * (x.ndim - 2))
-    return torch.addcmul(shift.view(shape), x, scale.view(shape)).to(input.dtype)
+    return normalised(x, mean, variance, weight, bias, eps).to(input.dtype)

@@ -1,6 +1,5 @@
 """The benchmark of the attacks runs without its peers, and says so."""
 
-import builtins
 import json
 from dataclasses import replace
 from functools import partial
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks import attacks
+from tests.benchmarks.absent import hide
 from trl.attacks.ensemble import Ensemble
 from trl.threat import Threat
 
@@ -20,12 +20,6 @@ ABSENT = ("torchattacks", "foolbox", "art", "pyautoattack")
 @pytest.fixture
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """No peers, no raw data, and little to measure."""
-    imported = builtins.__import__
-
-    def without_peers(name: str, *arguments: Any, **options: Any) -> Any:
-        if name.split(".")[0] in ABSENT:
-            raise ModuleNotFoundError(name)
-        return imported(name, *arguments, **options)
 
     def brief_attack(name: str, threat: Threat) -> Ensemble:
         parts = built(name, threat).parts
@@ -34,7 +28,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     built = attacks.build_attack
     monkeypatch.setattr(attacks, "build_attack", brief_attack)
     tiny = replace(attacks.QUICK, networks=(("strided_cnn", (1, 8, 8), 4),), steps=2, turns=1, epochs=1)
-    monkeypatch.setattr(builtins, "__import__", without_peers)
+    hide(monkeypatch, *ABSENT)
     monkeypatch.setattr(attacks, "QUICK", tiny)
     monkeypatch.delenv("TRL_RAW_DATA", raising=False)
 

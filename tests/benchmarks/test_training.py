@@ -1,6 +1,5 @@
 """The benchmark of training runs without its peers, and counts what a step needs."""
 
-import builtins
 import json
 from collections import Counter
 from dataclasses import replace
@@ -12,6 +11,7 @@ import torch
 from torch import nn
 
 from benchmarks import training
+from tests.benchmarks.absent import hide
 from trl.config import load_params
 from trl.data import Dataset, ImageSet, load_dataset
 from trl.models import build_model
@@ -31,12 +31,6 @@ def job(recipe: str = "mnist", channels: int = 1) -> training.Job:
 @pytest.fixture
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """No peers, and little to measure."""
-    imported = builtins.__import__
-
-    def without_peers(name: str, *arguments: Any, **options: Any) -> Any:
-        if name.split(".")[0] in ABSENT:
-            raise ModuleNotFoundError(name)
-        return imported(name, *arguments, **options)
 
     def few(name: str) -> Dataset:
         dataset = load_dataset(name)
@@ -45,7 +39,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
         )
         return Dataset(name, train, test, dataset.classes)
 
-    monkeypatch.setattr(builtins, "__import__", without_peers)
+    hide(monkeypatch, *ABSENT)
     monkeypatch.setattr(training, "load_dataset", few)
     monkeypatch.setattr(training, "has_fast_bf16", lambda device: False)
     monkeypatch.setattr(training, "QUICK", training.Sizes((TINY,), product=16, epochs=1, seeds=2))

@@ -26,6 +26,7 @@ class TripletAdversarial:
     of another class that a fresh pool of `pool` images holds nearest to the anchor (`negative: random` is TLA-RN).
     `negative: queue` is the quicker way: the pool are the last `pool` embeddings of positives, this step's among them,
     and the negative is such an embedding itself, without a gradient (as in Wang et al. 2020, arXiv 1912.06798).
+    Earlier steps take part only where `pool` exceeds the positives of a step.
 
     `positive`: another training image of the class (`other`), the anchor's own clean image plus noise from
     U(-epsilon, epsilon) (`own`), or one triplet with each (`both`; released code, CIFAR-10). `switch_anchor` is TLA-SA:
