@@ -47,7 +47,7 @@ def train_on(stage: Stage, device: str) -> None:
         say(f"warning: {device} has no arithmetic for bf16, which is slow here; train.precision: fp32 is faster")
     torch.manual_seed(derive_seed(stage.seed, "weights"))
     model = build_model(recipe.model.name, len(splits.classes), splits.train.shape, **recipe.model.options)
-    model = model.to(device).to(memory_format=torch.channels_last)
+    model = model.to(device)
     threat = build_threat(recipe.threat.norm, recipe.threat.epsilon)
     augment = config.augment
     setting = Setting(

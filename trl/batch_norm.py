@@ -1,16 +1,11 @@
-"""Batch norm of a batch in several parts: groups that are normalised apart, processes that are normalised together."""
-
-from collections.abc import Callable, Sequence
-from typing import Any
+"""Batch norm of a batch that several processes share."""
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.overrides import TorchFunctionMode
 
-from trl.parallel import current
+from trl.parallel import processes
 
 
 def has_batch_norm(model: nn.Module) -> bool:
@@ -18,102 +13,69 @@ def has_batch_norm(model: nn.Module) -> bool:
     return any(isinstance(module, _BatchNorm) for module in model.modules())
 
 
-def normalised(
-    x: Tensor, mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
-) -> Tensor:
-    """(x - mean) / √(variance + eps) · weight + bias per channel of `x` [n,c,…], as one multiply-add in its type."""
-    scale = (variance + eps).rsqrt()
-    scale = scale if weight is None else scale * weight
-    shift = -mean * scale if bias is None else bias - mean * scale
-    shape = (-1, *[1] * (x.ndim - 2))
-    return torch.addcmul(shift.to(x.dtype).view(shape), x, scale.to(x.dtype).view(shape))
+def share_batch_norm(model: nn.Module) -> None:
+    """Give every batch norm of `model`, in place, the statistics of the batch that all processes share in training.
 
-
-class _Training(TorchFunctionMode):
-    """Inside, `function` takes the place of `torch.nn.functional.batch_norm` in training mode."""
-
-    def __init__(self, function: Callable[..., Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Called by PyTorch in the place of `func`."""
-        kwargs = kwargs or {}
-        if func is F.batch_norm:
-            return self.batch_norm(*args, **kwargs)
-        return func(*args, **kwargs)
-
-    def batch_norm(
-        self,
-        input: Tensor,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-        weight: Tensor | None = None,
-        bias: Tensor | None = None,
-        training: bool = False,
-        momentum: float = 0.1,
-        eps: float = 1e-5,
-    ) -> Tensor:
-        """`function`, unless the running statistics are used."""
-        function = self.function if training else F.batch_norm
-        return function(input, running_mean, running_var, weight, bias, training, momentum, eps)
-
-
-def apart(sizes: Sequence[int]) -> TorchFunctionMode:
-    """A context in which consecutive groups of a batch, of these sizes, have statistics of their own.
-
-    As if they were passed one after the other, in one pass.
+    Parameters and buffers stay the same objects under the same names, as in `SyncBatchNorm.convert_sync_batchnorm`,
+    which does this on GPUs only.
     """
+    for name, child in model.named_children():
+        if isinstance(child, _BatchNorm):
+            setattr(model, name, SharedBatchNorm.of(child))
+        else:
+            share_batch_norm(child)
 
-    def batch_norm(input: Tensor, *arguments: Any) -> Tensor:
-        return torch.cat([F.batch_norm(group, *arguments) for group in torch.split(input, list(sizes))])
 
-    return _Training(batch_norm)
+class SharedBatchNorm(_BatchNorm):
+    """Batch norm of [n,c,…] whose mean and variance, in training, are those of the equal parts of all processes."""
 
+    @classmethod
+    def of(cls, norm: _BatchNorm) -> "SharedBatchNorm":
+        """The same layer with shared statistics; it holds the same parameters and buffers."""
+        shared = cls(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+        shared._parameters, shared._buffers, shared.training = norm._parameters, norm._buffers, norm.training
+        return shared
 
-def together() -> TorchFunctionMode:
-    """A context in which the statistics are those of the batch that all processes share (`trl.parallel.sharing`).
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Any number of dimensions."""
 
-    PyTorch's SyncBatchNorm does this on GPUs only, and changes the network's modules.
-    """
-    return _Training(_synchronised)
+    def forward(self, input: Tensor) -> Tensor:
+        """[n,c,…], like `input`, whose n is the same in all processes."""
+        if not self.training:
+            return super().forward(input)
+        x = input.to(torch.promote_types(input.dtype, torch.float32))
+        dims, share = [0, *range(2, x.ndim)], processes()
+        own = torch.stack(torch.var_mean(x, dims, correction=0))  # [2,channels]
+        table = own.new_zeros(share.size, *own.shape)
+        table[share.rank] = own  # each process fills its row, and the sum of the tables has all of them
+        variances, means = _Sum.apply(table).unbind(1)
+        mean = means.mean(0)
+        variance = (variances + (means - mean).square()).mean(0)
+        if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
+            with torch.no_grad():
+                self.num_batches_tracked.add_(1)
+                # without momentum, the running statistics are the mean over all batches so far
+                momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+                n = share.size * x.numel() // x.shape[1]
+                self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
+                self.running_var.lerp_((variance * n / max(1, n - 1)).to(self.running_var.dtype), momentum)
+        scale = (variance + self.eps).rsqrt()
+        if self.affine:
+            scale = scale * self.weight
+        shift = self.bias - mean * scale if self.affine else -mean * scale
+        shape = (-1, *[1] * (x.ndim - 2))
+        return torch.addcmul(shift.view(shape), x, scale.view(shape)).to(input.dtype)
 
 
 class _Sum(torch.autograd.Function):
     """The sum over all processes, of values and of gradients."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:
+    def forward(ctx: object, values: Tensor) -> Tensor:
         total = values.clone()
         dist.all_reduce(total)
         return total
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+    def backward(ctx: object, *gradients: Tensor) -> Tensor:
         return _Sum.apply(gradients[0])
-
-
-def _synchronised(
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    training: bool,
-    momentum: float,
-    eps: float,
-) -> Tensor:
-    share, x = current(), input.to(torch.promote_types(input.dtype, torch.float32))
-    dims = [0, *range(2, x.ndim)]
-    own = torch.stack(torch.var_mean(x, dims, correction=0))  # [2,channels]
-    table = own.new_zeros(share.size, *own.shape)
-    table[share.rank] = own  # each process fills its row, and the sum of the tables has all of them
-    variances, means = _Sum.apply(table).unbind(1)
-    mean = means.mean(0)
-    variance = (variances + (means - mean).square()).mean(0)
-    if running_mean is not None and running_var is not None:
-        with torch.no_grad():
-            n = share.size * x.numel() // x.shape[1]
-            running_mean.lerp_(mean.to(running_mean.dtype), momentum)
-            running_var.lerp_((variance * n / max(1, n - 1)).to(running_var.dtype), momentum)
-    return normalised(x, mean, variance, weight, bias, eps).to(input.dtype)

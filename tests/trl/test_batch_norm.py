@@ -1,36 +1,62 @@
 import copy
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch import nn
 
-from trl.batch_norm import apart, has_batch_norm
+from trl.batch_norm import SharedBatchNorm, share_batch_norm
 from trl.models import build_model
 
 
-@pytest.mark.parametrize("name", ["mnist_cnn", "resnet18"])
-def test_groups_in_one_pass_are_normalised_as_one_after_the_other(name: str) -> None:
-    torch.manual_seed(0)
-    together = build_model(name, 3, (1, 8, 8)).double()
-    one_by_one = copy.deepcopy(together)
-    groups = [torch.rand(n, 1, 8, 8).double() + shift for n, shift in ((4, 0.0), (6, 1.0), (3, 0.5))]
-    with apart([4, 6, 3]):
-        whole = together(torch.cat(groups))
-    parts = torch.cat([one_by_one(group) for group in groups])
-    torch.testing.assert_close(whole, parts)
-    assert not torch.allclose(copy.deepcopy(one_by_one)(torch.cat(groups)), parts)  # mixed, they would differ
-    for logits in (whole, parts):
-        logits.square().sum().backward()  # type: ignore[no-untyped-call]
-    for (key, a), b in zip(together.named_parameters(), one_by_one.parameters(), strict=True):
-        torch.testing.assert_close(a.grad, b.grad, msg=key)
-    for (key, a), b in zip(together.named_buffers(), one_by_one.buffers(), strict=True):
-        if not key.endswith("num_batches_tracked"):
-            torch.testing.assert_close(a, b, msg=key)
-    assert has_batch_norm(together)
+@pytest.fixture
+def group(tmp_path: Path) -> Iterator[None]:
+    """A group of one process; two are tested by test_sharing.py."""
+    dist.init_process_group("gloo", f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
 
 
-def test_running_statistics_know_no_groups() -> None:
+@pytest.mark.parametrize(
+    ("norm", "shape"),
+    [
+        (nn.BatchNorm1d(4), (6, 4)),
+        (nn.BatchNorm1d(4, affine=False), (6, 4, 5)),
+        (nn.BatchNorm2d(4, eps=0.1, momentum=0.3), (6, 4, 3, 2)),
+        (nn.BatchNorm2d(4, momentum=None), (6, 4, 3, 2)),
+        (nn.BatchNorm2d(4, track_running_stats=False), (6, 4, 3, 2)),
+    ],
+)
+@pytest.mark.usefixtures("group")
+def test_one_process_normalises_as_pytorch_does(norm: nn.Module, shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
-    net, x = build_model("mnist_cnn", 3, (1, 8, 8)).eval(), torch.rand(5, 1, 8, 8)
-    expected = net(x)
-    with apart([2, 3]):
-        torch.testing.assert_close(net(x), expected)
+    plain = nn.Sequential(copy.deepcopy(norm)).double()
+    shared = copy.deepcopy(plain)
+    share_batch_norm(shared)
+    assert isinstance(shared[0], SharedBatchNorm)
+    for _ in range(2):
+        xs = [torch.rand(shape, dtype=torch.float64).requires_grad_()]
+        xs.append(xs[0].detach().clone().requires_grad_())
+        found = [net(x) for net, x in zip((plain, shared), xs, strict=True)]
+        torch.testing.assert_close(found[1], found[0])
+        weights = torch.rand(shape, dtype=torch.float64)
+        for result in found:
+            (result * weights).sum().backward()
+        torch.testing.assert_close(xs[1].grad, xs[0].grad)
+    torch.testing.assert_close(dict(shared.state_dict()), dict(plain.state_dict()))
+    for a, b in zip(shared.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+    x = torch.rand(shape, dtype=torch.float64)
+    torch.testing.assert_close(shared.eval()(x), plain.eval()(x))
+
+
+def test_sharing_keeps_the_parameters_and_their_names() -> None:
+    net = build_model("resnet18", 3, (3, 8, 8))
+    before = {name: id(parameter) for name, parameter in net.named_parameters()}
+    names = list(net.state_dict())
+    share_batch_norm(net)
+    assert {name: id(parameter) for name, parameter in net.named_parameters()} == before
+    assert list(net.state_dict()) == names
+    assert not any(type(module) is nn.BatchNorm2d for module in net.modules())

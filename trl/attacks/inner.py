@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from trl.attacks.criterion import Criterion, Orthogonal
 from trl.attacks.eot import EoT
-from trl.attacks.fast import fast, fast_network
 from trl.attacks.losses import Loss
 from trl.errors import TrlError
 from trl.modes import evaluating
@@ -78,9 +77,12 @@ def frozen(model: nn.Module) -> Iterator[None]:
     """Inside: eval mode, parameters without gradient, gradients off. Afterwards, whatever happened: flags as before.
 
     Eval mode keeps batch norm's running statistics as they are (TLA's released code attacks in this mode, too).
+    TrlError for weights that were made under torch.inference_mode, which autograd refuses.
     """
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        raise TrlError("the model was made under torch.inference_mode, without gradients; make or load it outside")
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    with evaluating(model), torch.inference_mode(False), torch.no_grad(), fast_network(model):
+    with evaluating(model), torch.inference_mode(False), torch.no_grad():
         try:
             for parameter in trainable:
                 parameter.requires_grad_(False)
@@ -91,15 +93,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 
 def logits_of(model: nn.Module, x: Tensor, classes: int) -> Tensor:
-    """The model's logits [n,k] in at least float32; TrlError if they are no logits for that many `classes`.
-
-    Inside `frozen` they may be computed faster and differ by rounding from those that `judge` looks at.
-    """
-    with fast(x):
-        return _logits_of(model, x, classes)
-
-
-def _logits_of(model: nn.Module, x: Tensor, classes: int) -> Tensor:
+    """The model's logits [n,k] in at least float32; TrlError if they are no logits for that many `classes`."""
     logits = model(x)
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
         given = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -160,7 +154,7 @@ def judge(
 ) -> tuple[Tensor, Tensor]:
     """Per sample, is it a success (bool [n]), and its loss [n]; in full precision, also under autocast."""
     with torch.autocast(x_adv.device.type, enabled=False):
-        outputs = _logits_of(model, x_adv, classes)
+        outputs = logits_of(model, x_adv, classes)
         return criterion.met(outputs, y), loss(outputs, y)
 
 

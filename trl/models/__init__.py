@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import torch
+
 from trl.errors import TrlError
 from trl.models.base import Classifier
 from trl.models.io import load_model, save_model, weights_sha256
@@ -37,5 +39,7 @@ def build_model(name: str, classes: int, shape: tuple[int, int, int] = (3, 32, 3
     variant = () if name in MODELS.names() and "*" not in name else (name,)
     model: Classifier = MODELS.build(name, classes, tuple(shape), *variant, **options)
     checked = MODELS.options(name).model_validate(options).model_dump()
+    # channels last, in which convolutions are quicker on CPUs and GPUs alike; the function stays the same
+    model.to(memory_format=torch.channels_last)
     model.config = {"name": name, "classes": classes, "shape": tuple(shape), "options": checked}
     return model

@@ -3,12 +3,13 @@
 from torch import nn
 
 from trl.models.base import Classifier, Mean, Shape, Std
+from trl.models.stem import Stem
 
 
 def strided_cnn(classes: int, shape: Shape, *, mean: Mean = (), std: Std = ()) -> Classifier:
     """Two 4×4 convolutions of stride 2 (16 and 32 filters) and a 100-d embedding, each followed by ReLU."""
     body = nn.Sequential(
-        nn.Conv2d(shape[0], 16, 4, stride=2, padding=1),
+        Stem(shape[0], 16, 4, stride=2, padding=1),
         nn.ReLU(),
         nn.Conv2d(16, 32, 4, stride=2, padding=1),
         nn.ReLU(),

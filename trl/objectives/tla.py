@@ -7,7 +7,6 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from trl.attacks.fast import fast
 from trl.attacks.inner import frozen
 from trl.data import ShuffledStream
 from trl.errors import TrlError
@@ -127,7 +126,7 @@ class TripletAdversarial:
 
     def _embed(self, model: nn.Module, x: Tensor) -> Tensor:
         features: Any = model.features
-        with frozen(model), fast(x):
+        with frozen(model):
             return widened(features(x))
 
     def _from_queue(self, anchors: Tensor, positives: list[Tensor], y: Tensor) -> tuple[Tensor, Tensor, Tensor]:

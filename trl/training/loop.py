@@ -6,7 +6,6 @@ all of them end with the weights that one process would have found.
 
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from trl.attacks import Attack
 from trl.attacks.inner import trusted_values
-from trl.batch_norm import has_batch_norm, together
+from trl.batch_norm import share_batch_norm
 from trl.config import Train
 from trl.data import ImageSet, ShuffledStream
 from trl.errors import TrlError
@@ -148,6 +147,7 @@ class Run:
                 f"the processes' checkpoints differ (they are at steps {', '.join(map(str, steps))}); "
                 "start all of them in one folder that they share"
             )
+        share_batch_norm(self.model)
         # the objective within, since it calls the model's parts, whose gradients are averaged all the same
         self.terms = DistributedDataParallel(_Terms(self.model, self.objective))
 
@@ -163,7 +163,6 @@ class Run:
         """One optimiser step."""
         with (
             torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"),
-            together() if self.share.size > 1 and has_batch_norm(self.model) else nullcontext(),
             trusted_values(),
         ):
             terms = self.terms(batch)

@@ -30,7 +30,8 @@ def results(count: int) -> dict[str, Any]:
 def test_two_processes_find_the_losses_and_weights_that_one_finds(case: str) -> None:
     one, two = results(1)[case], results(2)[case]
     for alone, shared in zip(one["rows"], two["rows"], strict=True):
-        assert alone == pytest.approx(shared, abs=1e-5, nan_ok=False)
+        # relative, since fp32 has steps of 8e-6 at the size of `norm`, 64
+        assert alone == pytest.approx(shared, rel=1e-6, abs=1e-5, nan_ok=False)
     assert two["weights"] == pytest.approx(one["weights"], rel=1e-5)
 
 
