@@ -1,5 +1,6 @@
 """Distances between embeddings."""
 
+import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -12,8 +13,13 @@ def cosine(u: Tensor, v: Tensor) -> Tensor:
 
 
 def pairwise_cosine(u: Tensor, v: Tensor) -> Tensor:
-    """Cosine similarity of every row of `u` with every row of `v`: [n,d], [m,d] → [n,m]."""
-    return normalize(u, dim=-1, eps=EPS) @ normalize(v, dim=-1, eps=EPS).T
+    """Cosine similarity of every row of `u` with every row of `v`: [n,d], [m,d] → [n,m], in at least fp32.
+
+    Also under autocast, whose half precision cannot tell an untrained network's embeddings apart.
+    """
+    u, v = (e.to(torch.promote_types(e.dtype, torch.float32)) for e in (u, v))
+    with torch.autocast(u.device.type, enabled=False):
+        return normalize(u, dim=-1, eps=EPS) @ normalize(v, dim=-1, eps=EPS).T
 
 
 def angular_distance(u: Tensor, v: Tensor) -> Tensor:

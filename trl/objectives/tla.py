@@ -126,7 +126,8 @@ class TripletAdversarial:
 
     def _embed(self, model: nn.Module, x: Tensor) -> Tensor:
         features: Any = model.features
-        with frozen(model):
+        # in full precision, whatever the training passes use: near negatives differ by less than bf16 resolves
+        with frozen(model), torch.autocast(x.device.type, enabled=False):
             return widened(features(x))
 
     def _from_queue(self, anchors: Tensor, positives: list[Tensor], y: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -212,6 +212,28 @@ def test_adversarial_images_are_constants_and_mining_leaves_batch_norm_alone() -
     assert net[1].training
 
 
+@pytest.mark.parametrize("negative", ["hard", "queue"])
+def test_mining_is_in_full_precision(negative: str) -> None:
+    """An untrained ResNet's embeddings differ by less than bf16 resolves: it would take another negative for most."""
+    torch.manual_seed(0)
+    net, used = model(name="resnet18").eval(), setting()
+    objective: Any = build_objective("tla", used, pool=40, negative=negative)
+
+    def chosen(half: bool) -> Tensor:
+        b = batch(used)
+        anchors, positives = torch.randn(8, 64), [torch.randn(8, 64) * 1e-3 + 1 for _ in range(5)]
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            if negative == "hard":
+                return objective._negatives(net, b.x, b)[0]
+            objective.memory = {}
+            return objective._from_queue(anchors, positives, b.y)[0]
+
+    torch.manual_seed(1)
+    full = chosen(half=False)
+    torch.manual_seed(1)
+    assert torch.equal(chosen(half=True), full)
+
+
 def test_groups_share_a_pass_only_without_batch_norm() -> None:
     passes: list[int] = []
 
