@@ -13,7 +13,7 @@ from trl.number import Positive, Real
 class Calibration(NamedTuple):
     """An image is called adversarial if its score is above `threshold`.
 
-    `false_alarms`: the largest share of natural images that may be, in (0, 1). `scale`: the standard deviation of the
+    `false_alarms`: the largest share of natural images that may be, on average, in (0, 1). `scale`: the standard deviation of the
     natural scores, the unit in which an attacker measures how far a score is from the threshold.
     """
 
@@ -23,19 +23,21 @@ class Calibration(NamedTuple):
 
 
 def calibrate(natural: Tensor, false_alarms: float) -> Calibration:
-    """The smallest of the natural validation scores [n] that at most a share `false_alarms` of them exceeds.
+    """The ⌈(n + 1)(1 - false_alarms)⌉-th smallest of the natural validation scores [n]: split conformal prediction.
 
-    TrlError for scores that are missing or not finite, or too few to tell such a share.
+    A new natural image, drawn as they were, then scores above it with a probability of at most `false_alarms` (Vovk et
+    al. 2005; Angelopoulos & Bates 2021, arXiv 2107.07511, section 1), also where n is small.
+    TrlError for scores that are missing or not finite, or fewer than the ⌈1/false_alarms⌉ - 1 that it takes.
     """
     if natural.ndim != 1 or not natural.isfinite().all():
         raise TrlError(f"natural scores {tuple(natural.shape)} must be [n] and finite: check the embeddings")
     if not 0 < false_alarms < 1:
         raise TrlError(f"false_alarms must be between 0 and 1, not {false_alarms}")
-    above = int(len(natural) * false_alarms + 1e-9)  # 49 · (1 / 49) < 1
-    if above < 1:
+    rank = math.ceil((len(natural) + 1) * (1 - false_alarms) - 1e-9)  # rounding must not lift it by one
+    if not 1 <= rank <= len(natural):
         raise TrlError(
             f"{len(natural)} natural images cannot tell a false-alarm rate of {false_alarms}: "
-            f"take {math.ceil(1 / false_alarms - 1e-9)} or more"
+            f"take {max(1, math.ceil(1 / false_alarms - 1e-9) - 1)} or more"
         )
     scores = natural.detach().cpu().double().sort().values
-    return Calibration(false_alarms, float(scores[-1 - above]), float(scores.std(correction=0)) or 1.0)
+    return Calibration(false_alarms, float(scores[rank - 1]), float(scores.std(correction=0)) or 1.0)
