@@ -13,8 +13,8 @@ from trl.number import Positive, Real
 class Calibration(NamedTuple):
     """An image is called adversarial if its score is above `threshold`.
 
-    `false_alarms`: the largest share of natural images that may be, on average, in (0, 1). `scale`: the standard deviation of the
-    natural scores, the unit in which an attacker measures how far a score is from the threshold.
+    `false_alarms`: the largest share of natural images that may be, on average, in (0, 1). `scale`: the standard
+    deviation of the natural scores, the unit in which an attacker measures how far a score is from the threshold.
     """
 
     false_alarms: Annotated[Real, Field(gt=0, lt=1)]

@@ -4,18 +4,26 @@ from contextlib import nullcontext
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
 from trl.attacks.inner import frozen
 from trl.data import ShuffledStream
 from trl.errors import TrlError
 from trl.metric import hardest_negative, norm_penalty, pairwise_cosine, random_negative, triplet_loss
-from trl.metric.library import library_loss
+from trl.metric.library import library_loss, offered_loss
 from trl.number import NonNegative
 from trl.objectives.base import Batch, Setting, Terms, classification, forward_groups, widened
 from trl.parallel import ALONE, current, draw, gather, sharing
 from trl.randomness import derive_seed
+from trl.registry import refuse
+
+
+def _offered(name: str) -> str:
+    try:
+        return offered_loss(name)
+    except TrlError as error:
+        raise refuse(str(error)) from None
 
 
 class TripletAdversarial:
@@ -52,7 +60,7 @@ class TripletAdversarial:
         share_pool: bool = True,
         norm: Literal["l2", "squared_mean"] = "l2",
         switch_anchor: bool = False,
-        metric_loss: str = "triplet",
+        metric_loss: Annotated[str, AfterValidator(_offered)] = "triplet",
         metric_options: dict[str, Any] = {},  # noqa: B006 (read only)
     ) -> None:
         self.setting = setting

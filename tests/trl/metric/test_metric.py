@@ -15,6 +15,7 @@ from trl.metric import (
     triplet_loss,
 )
 from trl.metric.library import library_loss
+from trl.objectives import OBJECTIVES
 
 seeds = st.integers(0, 2**31)
 sizes = st.integers(1, 8)
@@ -174,8 +175,42 @@ def test_the_librarys_triplet_loss_equals_ours_on_its_distance() -> None:
         ("NoSuchLoss", {}, "unknown metric_loss"),
         ("TripletMarginLoss", {"margn": 1}, "metric_options do not fit"),
         ("ArcFaceLoss", {"num_classes": 3, "embedding_size": 4}, "weights of its own"),
+        ("SubCenterArcFaceLoss", {}, "metric_options do not fit"),
+        ("RankedListLoss", {"margin": 1}, "metric_options do not fit"),
+        ("InstanceLoss", {}, "takes no mined tuples"),
+        ("SmoothAPLoss", {}, "takes no mined tuples"),
     ],
 )
 def test_library_loss_refuses(name: str, options: dict[str, object], message: str) -> None:
     with pytest.raises(TrlError, match=message):
         library_loss(name, options)
+
+
+def test_every_loss_is_refused_or_works() -> None:
+    from pytorch_metric_learning import losses
+
+    works = []
+    for name in (n for n in vars(losses) if n.endswith("Loss") and not n.startswith("Base")):
+        try:
+            compute = library_loss(name, {})
+        except TrlError as error:
+            assert "\n" not in str(error)  # noqa: PT017
+            continue
+        a, p, n = embeddings(3, (8, 16), (8, 16), (8, 16))
+        y = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2])
+        loss = compute(a, p, n, y, (y + 1) % 3, torch.ones(8, dtype=torch.bool))
+        assert torch.isfinite(loss)
+        works.append(name)
+    assert {"TripletMarginLoss", "NTXentLoss", "MultiSimilarityLoss", "SupConLoss"} <= set(works)
+
+
+@pytest.mark.parametrize("name", ["NoSuchLoss", "ProxyAnchorLoss", "VICRegLoss", "SubCenterArcFaceLoss"])
+def test_a_loss_that_cannot_work_is_refused_with_the_parameters(name: str) -> None:
+    with pytest.raises(TrlError, match=f"metric_loss: .*{name}") as caught:
+        OBJECTIVES.check("tla", {"metric_loss": name})
+    assert "\n" not in str(caught.value)
+
+
+def test_losses_that_work_are_accepted_with_the_parameters() -> None:
+    for name in ("triplet", "NTXentLoss", "RankedListLoss"):  # the last one's options are not known yet
+        assert OBJECTIVES.check("tla", {"metric_loss": name})["metric_loss"] == name
