@@ -41,9 +41,12 @@ def client_and_experiment(stage: Stage) -> "tuple[MlflowClient, str]":
     from mlflow.exceptions import MlflowException
 
     remote = os.environ.get("MLFLOW_TRACKING_URI")
-    client = MlflowClient(remote or f"sqlite:///{Path('mlflow.db').absolute()}")
+    store = remote or f"sqlite:///{Path('mlflow.db').absolute()}"
     name = stage.recipe.data.name
-    if found := client.get_experiment_by_name(name):
+    with _alone(store):
+        client = MlflowClient(store)
+        found = client.get_experiment_by_name(name)
+    if found:
         if found.lifecycle_stage == "deleted":
             client.restore_experiment(found.experiment_id)
         return client, found.experiment_id
@@ -55,6 +58,14 @@ def client_and_experiment(stage: Stage) -> "tuple[MlflowClient, str]":
         if not (found := client.get_experiment_by_name(name)):
             raise
         return client, found.experiment_id  # a stage beside this one was faster
+
+
+def _alone(store: str) -> contextlib.AbstractContextManager[object]:
+    """Inside, no other process creates the tables of an SQLite store: two that did it at once would leave it broken."""
+    from filelock import FileLock
+
+    path = store.removeprefix("sqlite:///")
+    return FileLock(f"{path}.lock") if path != store else contextlib.nullcontext()
 
 
 @contextlib.contextmanager
