@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from trl.attacks.criterion import MISCLASSIFIED, Criterion, Targeted
 from trl.attacks.inner import ascent, check_input, check_positive, frozen, judge, logits_of
 from trl.attacks.losses import Loss, cross_entropy, loss_called
+from trl.attacks.restarts import Kept
 from trl.errors import TrlError
 from trl.number import Count
 from trl.threat import L1, Threat, column
@@ -53,7 +54,7 @@ def apgd(
         runs = _Runs(model, x, y, threat, criterion, classes, steps)
         for _ in range(restarts):
             runs.run(lambda _: ascended, y)
-        return runs.best
+        return runs.kept.images
 
 
 def apgd_t(
@@ -82,7 +83,7 @@ def apgd_t(
         others = logits_of(model, x, classes).scatter(1, y[:, None], -torch.inf)
         for target in others.topk(min(targets, others.shape[1] - 1)).indices.unbind(1):
             runs.run(lambda target: lambda logits, y: targeted_dlr(logits, y, target), target)
-        return runs.best
+        return runs.kept.images
 
 
 def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
@@ -99,19 +100,19 @@ def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
 
 
 class _Runs:
-    """The best result per sample over several runs, each one on the samples that are left: `best` [n,…]."""
+    """Several runs, each one on the samples that are left; `kept` is the best result per sample."""
 
     def __init__(
         self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, criterion: Criterion, classes: int, steps: int
     ) -> None:
         self.model, self.x, self.y, self.threat, self.criterion = criterion.view(model), x, y, threat, criterion
-        self.classes, self.steps, self.best = classes, steps, x.clamp(0, 1)
-        self.met, loss = judge(self.model, x, y, criterion, criterion.loss(cross_entropy), classes)
-        self.highest = torch.full_like(loss, -torch.inf)
+        self.classes, self.steps = classes, steps
+        met, loss = judge(self.model, x, y, criterion, criterion.loss(cross_entropy), classes)
+        self.kept = Kept(x.clamp(0, 1), met, torch.full_like(loss, -torch.inf))
 
     def run(self, objective: Objective, target: Tensor) -> None:
         """One more run, towards `target` [n] if the `objective` heeds it."""
-        rows = (~self.met).nonzero().squeeze(1)
+        rows = self.kept.left()
         if len(rows) == 0:
             return
         x, target, threat = self.x[rows], target[rows], self.threat
@@ -129,9 +130,7 @@ class _Runs:
     def judge(self, rows: Tensor, x_adv: Tensor, loss: Loss) -> Tensor:
         """bool: do the results `x_adv` for the samples `rows` meet the criterion? Keeps what is better than before."""
         met, value = judge(self.model, x_adv, self.y[rows], self.criterion, loss, self.classes)
-        better = met | (value > self.highest[rows])
-        chosen = rows[better]
-        self.best[chosen], self.highest[chosen], self.met[chosen] = x_adv[better], value[better], met[better]
+        self.kept.note(rows, x_adv, met, value)
         return met
 
 
@@ -158,7 +157,7 @@ class _Search(ABC):
         self.rows, self.target = rows, target
         self.x, self.y, self.x_adv, self.x_best = runs.x[rows], runs.y[rows], start, start.clone()
         self.gradient, self.best_gradient = torch.zeros_like(start), torch.zeros_like(start)
-        self.loss = self.highest = torch.full_like(runs.highest[rows], -torch.inf)
+        self.loss = self.highest = torch.full_like(runs.kept.highest[rows], -torch.inf)
         self.met, self.rises = torch.zeros_like(rows, dtype=torch.bool), torch.zeros_like(rows)
         self.size = torch.full_like(column(self.loss, self.x), self.largest_step * threat.epsilon, dtype=start.dtype)
         self._prepare()

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from trl.attacks.criterion import MISCLASSIFIED, Criterion
 from trl.attacks.inner import ascent, check_input, check_positive, frozen, judge
 from trl.attacks.losses import loss_called
+from trl.attacks.restarts import Kept
 from trl.errors import TrlError
 from trl.number import Count, Positive
 from trl.threat import Threat, column
@@ -63,17 +64,14 @@ def pgd(
         best = run(x, y)
         if restarts == 1:
             return best
-        fooled, highest = judge(viewed, best, y, criterion, ascended, classes)
+        kept = Kept(best, *judge(viewed, best, y, criterion, ascended, classes))
         for _ in range(restarts - 1):
-            left = (~fooled).nonzero().squeeze(1)
+            left = kept.left()
             if len(left) == 0:
                 break
             x_adv = run(x[left], y[left])
-            now_fooled, value = judge(viewed, x_adv, y[left], criterion, ascended, classes)
-            better = now_fooled | (value > highest[left])
-            chosen = left[better]
-            best[chosen], highest[chosen], fooled[chosen] = x_adv[better], value[better], now_fooled[better]
-        return best
+            kept.note(left, x_adv, *judge(viewed, x_adv, y[left], criterion, ascended, classes))
+        return kept.images
 
 
 def bim(

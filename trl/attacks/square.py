@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from trl.attacks.criterion import MISCLASSIFIED, Criterion
 from trl.attacks.inner import check_input, check_positive, frozen, judge, logits_of
 from trl.attacks.losses import loss_called
+from trl.attacks.restarts import Kept
 from trl.errors import TrlError
 from trl.number import Count, Fraction
 from trl.threat import Threat
@@ -88,18 +89,16 @@ def square(
         if len(x) == 0 or threat.epsilon == 0:
             return x.clone()
         images = x.reshape(_image_shape(x))
-        best = images.clone()
-        fooled, highest = judge(viewed, x, y, criterion, scored, classes)
-        highest.fill_(-torch.inf)
+        met, loss = judge(viewed, x, y, criterion, scored, classes)
+        kept = Kept(images.clone(), met, torch.full_like(loss, -torch.inf))
         for _ in range(restarts):
-            left = (~fooled).nonzero().squeeze(1)
+            left = kept.left()
             if len(left) == 0:
                 break
             x_adv, _, value = search(images[left], y[left])
-            now_fooled, _ = judge(viewed, x_adv.reshape(x[left].shape), y[left], criterion, scored, classes)
-            better = now_fooled | (value > highest[left])
-            _note((best, fooled, highest), left[better], (x_adv[better], now_fooled[better], value[better]))
-        return torch.empty_like(x).copy_(best.reshape(x.shape))
+            met, _ = judge(viewed, x_adv.reshape(x[left].shape), y[left], criterion, scored, classes)
+            kept.note(left, x_adv, met, value)
+        return torch.empty_like(x).copy_(kept.images.reshape(x.shape))
 
 
 def _note(wholes: tuple[Tensor, ...], rows: Tensor, parts: tuple[Tensor, ...]) -> None:
