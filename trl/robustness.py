@@ -232,23 +232,16 @@ def _circumstances(device: str) -> dict[str, Any]:
 
     import torch
 
+    from trl.code_version import version
+
     return {
         "versions": {
             "python": platform.python_version(),
-            **{name: _version(name) for name in ("tla-robustness", "torch", "numpy")},
+            **{name: version(name) for name in ("tla-robustness", "torch", "numpy")},
         },
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-def _version(package: str) -> str:
-    from importlib import metadata
-
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def _sha256(tensors: "dict[str, Tensor]") -> str:
