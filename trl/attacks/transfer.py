@@ -6,6 +6,7 @@ arXiv 1602.02697; Athalye et al. 2018, section 3.1). `evaluate` checks that they
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -105,8 +106,8 @@ def _read(path: Path) -> Tensor:
     return images.to(torch.promote_types(images.dtype, torch.float32))
 
 
-def _keys(images: Tensor) -> list[bytes]:
-    """A name for each image, the same for uint8 and for [0, 1]."""
-    images = images.detach().cpu()
-    levels = images.int() * (LEVELS // 255) if images.dtype == torch.uint8 else (images * LEVELS).round().int()
-    return [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in levels.contiguous().numpy()]
+def _keys(images: Tensor) -> Iterator[bytes]:
+    """A name for each image, the same for uint8 and for [0, 1] in any float type that holds it exactly."""
+    for image in images.detach().cpu():
+        whole = image.int() * (LEVELS // 255) if image.dtype == torch.uint8 else image.float().clamp(0, 1) * LEVELS
+        yield hashlib.blake2b(whole.round().int().numpy().tobytes(), digest_size=16).digest()

@@ -109,6 +109,17 @@ def test_uint8_images_are_found_however_they_were_divided(tmp_path: Path, stored
         torch.testing.assert_close(attack(nn.Module(), x, torch.zeros(128)), images.flip(0) / 255)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_images_of_any_float_type_are_found(tmp_path: Path, dtype: torch.dtype, layout: torch.memory_format) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(12, 3, 4, 4, dtype=torch.float64, generator=generator).to(dtype).to(memory_format=layout)
+    wanted = x.float().flip(0)
+    attack = from_file(write(tmp_path / "stored.safetensors", wanted.contiguous()), x)
+    for images in (x, x.float(), x.contiguous()):
+        assert torch.equal(attack(nn.Module(), images, torch.zeros(12)), wanted.to(images.dtype))
+
+
 def test_images_that_differ_a_little_are_told_apart(tmp_path: Path) -> None:
     images = torch.stack([torch.full((1, 2, 2), 0.5), torch.full((1, 2, 2), 0.5001)])
     attack = from_file(write(tmp_path / "stored.npy", images.flip(0)), images)
