@@ -13,6 +13,8 @@ from torch import Tensor
 from trl.errors import TrlError
 from trl.parallel import draw
 
+TOLERANCE = 1e-5  # how far rounding may carry a value out of [0, 1], or an image out of its ball
+
 
 @dataclass(frozen=True)
 class Threat(ABC):
@@ -51,6 +53,16 @@ class Threat(ABC):
     def distance(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """The norm of `x_adv - x` per sample: [n]."""
         return length(x_adv - x, self.name).flatten()
+
+    def excess(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """How far `x_adv` [n,…] leaves the ball around `x`, float64 [n]; 0 up to what rounding explains.
+
+        That is 1e-5 (of epsilon, if above 1) and half a step of float32 in every value, which add up in l1 and l2.
+        """
+        change = x_adv.double() - x.double()
+        rounding = length(torch.full_like(change[:1], torch.finfo(torch.float32).eps / 2), self.name).flatten()
+        beyond = length(change, self.name).flatten() - self.epsilon
+        return beyond.where(~(beyond <= TOLERANCE * max(1.0, self.epsilon) + rounding), 0.0)  # NaN stays
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """`projection(x)` applied once."""

@@ -214,6 +214,18 @@ def test_l1_random_start_is_uniform_in_the_ball() -> None:
         assert abs((column > 0).mean() - 0.5) < 0.03
 
 
+@pytest.mark.parametrize("name", THREATS)
+@pytest.mark.parametrize("epsilon", [0.0, 0.03, 3.0, 100.0])
+def test_rounding_is_no_excess_and_more_is(name: str, epsilon: float) -> None:
+    x = torch.rand(3, 3, 224, 224, generator=torch.Generator().manual_seed(0)) / 2 + 0.25
+    threat, change = build_threat(name, epsilon), torch.ones_like(x, dtype=torch.float64)
+    change *= epsilon / build_threat(name, 0.0).distance(change[:1], 0 * change[:1])
+    rounded = ((x + change).float() - 0.5) / 0.25 * 0.25 + 0.5  # as by a normalisation, there and back
+    assert not threat.excess(rounded, x).any()
+    assert (threat.excess(x + change * 1.01 + 1e-4, x) > 0).all()
+    assert threat.excess(torch.full_like(x, torch.nan), x).isnan().all()
+
+
 def test_distance() -> None:
     x = torch.zeros(2, 1, 1, 2)
     x_adv = torch.tensor([[3.0, -4.0], [0.0, 1.0]]).reshape(2, 1, 1, 2)

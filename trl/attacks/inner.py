@@ -14,9 +14,9 @@ from trl.attacks.eot import EoT
 from trl.attacks.losses import Loss
 from trl.errors import TrlError
 from trl.modes import evaluating
+from trl.threat import TOLERANCE
 
 Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]  # (model, x, y) → x_adv
-TOLERANCE = 1e-6  # how far beyond [0, 1] rounding may have carried an image
 _trusted: ContextVar[bool] = ContextVar("trusted", default=False)
 
 
@@ -57,7 +57,7 @@ def check_input(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, int]:
     low, high, first, last = extremes.tolist()
     if not (low >= -TOLERANCE and high <= 1 + TOLERANCE):  # false for NaN, too
         raise TrlError(
-            f"images must be in [0, 1] (given {low:.4g} to {high:.4g}); "
+            f"images must be in [0, 1] (given {low:.7g} to {high:.7g}); "
             "divide uint8 images by 255 and keep normalisation inside the model"
         )
     if first < 0:

@@ -17,7 +17,7 @@ from trl.attacks.square import square
 from trl.attacks.transfer import Transfer
 from trl.errors import TrlError
 from trl.evaluation.cost import Cost, counting
-from trl.evaluation.inference import TOLERANCE, as_input, checked_logits, device_of, full_precision, kept_generators
+from trl.evaluation.inference import as_input, checked_logits, device_of, full_precision, kept_generators
 from trl.evaluation.intervals import accuracy
 from trl.evaluation.masking import Sign, check_budget, check_model, check_results
 from trl.evaluation.state import State, fingerprint
@@ -25,7 +25,7 @@ from trl.modes import evaluating
 from trl.precision import search_precision
 from trl.progress import Progress, batches
 from trl.randomness import derive_seed
-from trl.threat import Threat
+from trl.threat import TOLERANCE, Threat
 
 RESERVED = ("clean", "worst")
 
@@ -372,11 +372,13 @@ def _checked(name: str, result: object, x: Tensor, threat: Threat) -> Tensor:
     x_adv = result.detach().to(x.device, torch.float32)
     if x_adv.isnan().any():
         raise TrlError(f"attack {name!r} returned NaN: check its step size and the model's gradient")
-    outside = float(torch.maximum(-x_adv, x_adv - 1).max())
+    low, high = x_adv.aminmax()
+    outside = float(torch.maximum(-low, high - 1))
     if outside > TOLERANCE:
         raise TrlError(f"attack {name!r} leaves [0, 1] by {outside:.4g}: let it clip its result")
-    excess = float(threat.distance(x_adv, x).max()) - threat.epsilon
-    if excess > TOLERANCE:
+    x_adv = x_adv.clamp(0, 1)
+    excess = float(threat.excess(x_adv, x).max())
+    if excess > 0:
         raise TrlError(
             f"attack {name!r} leaves the {threat.name} ball of {threat.epsilon:.4g} by {excess:.4g}: "
             "give it the epsilon of the evaluation"

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from trl.errors import TrlError
-
-TOLERANCE = 1e-5  # how far rounding may carry a pixel out of [0, 1] or an image out of the threat ball
+from trl.threat import TOLERANCE
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -19,7 +18,10 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def as_input(x: Tensor, device: torch.device) -> Tensor:
-    """Images, uint8 or float in [0, 1], as float32 in [0, 1] on `device`; TrlError for any other type or range."""
+    """Images, uint8 or float in [0, 1], as float32 in [0, 1] on `device`; TrlError for any other type or range.
+
+    What rounding has carried out of [0, 1] is clamped.
+    """
     if x.dtype == torch.uint8:
         return x.to(device).float() / 255
     if not x.is_floating_point():
@@ -28,9 +30,10 @@ def as_input(x: Tensor, device: torch.device) -> Tensor:
     low, high = (float(bound) for bound in x.aminmax())
     if not (low >= -TOLERANCE and high <= 1 + TOLERANCE):
         raise TrlError(
-            f"pixels lie in [{low:.4g}, {high:.4g}]: give images in [0, 1] and let the model normalise them inside"
+            f"pixels lie in [{low:.7g}, {high:.7g}]: give natural images in [0, 1] "
+            "and let the model normalise them inside"
         )
-    return x
+    return x.clamp(0, 1) if low < 0 or high > 1 else x
 
 
 def checked_logits(model: nn.Module, x: Tensor, what: str = "natural images") -> Tensor:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.trl.evaluation.tiny import Net, Threshold, gradient_sign, images, noise, shift
-from trl.attacks import pgd
+from trl.attacks import build_attack, pgd
 from trl.attacks.ensemble import Ensemble
 from trl.errors import TrlError
 from trl.evaluation import epsilon_curve, evaluate, perturb
@@ -281,6 +281,28 @@ def test_an_attack_that_breaks_the_rules_is_named(name: str) -> None:
     x, y = pixels(0.02, 0.6), torch.tensor([0, 1])
     with pytest.raises(TrlError, match=f"attack '{name}' .*{message}"):
         evaluate(Threshold(), x, y, {"fine": shift(0.1), name: attack}, Linf(0.1))
+
+
+@pytest.mark.parametrize("beyond", [5e-6, -5e-6])
+@pytest.mark.parametrize("name", ["pgd", "apgd", "square", "fab", "none"])
+def test_images_a_rounding_error_outside_are_taken_as_if_inside(beyond: float, name: str) -> None:
+    (x, y), threat = images(), Linf(0.1)
+    attack = (lambda model, x, y: x) if name == "none" else build_attack(name, threat)
+    found = evaluate(Net(), x / 255 + beyond, y, {name: attack}, threat)
+    assert 0 <= found.adversarials.min() <= found.adversarials.max() <= 1
+    assert torch.equal(evaluate(Net(), found.adversarials, y, {}, Linf(0.0)).worst, found.worst)
+
+
+def test_images_further_outside_are_refused_as_natural_images() -> None:
+    (x, y), attacks = images(), {"up": shift(0.0)}
+    with pytest.raises(TrlError, match=r"pixels lie in \[\S+, 1\.00005\]: give natural images"):
+        evaluate(Net(), x / 255 + 5e-5, y, attacks, Linf(0.1))
+
+
+def test_results_a_rounding_error_outside_are_brought_back_before_they_are_judged() -> None:
+    x, y = pixels(0.9995, 0.2), torch.tensor([1, 0])
+    found = evaluate(Threshold(), x, y, {"up": lambda m, x, y: x + 0.000505}, Linf(0.001))
+    assert found.adversarials.max() == 1
 
 
 def test_an_l2_attack_is_measured_in_l2() -> None:
