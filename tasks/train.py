@@ -6,6 +6,7 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tasks.processes import share_work
 from tasks.stage import Stage, run_stage
@@ -106,15 +107,28 @@ def train_on(stage: Stage, device: str) -> None:
 
 
 def _fingerprint(stage: Stage, data: str) -> str:
-    """What this run's result depends on, so that a checkpoint is only ever used by the run that wrote it."""
+    """What this run's result depends on, code included, so that a checkpoint is only ever used by the run it is of."""
+    from trl.attacks import ATTACKS
+    from trl.code_version import source_digest, versions
+    from trl.models import MODELS
+    from trl.objectives import OBJECTIVES
+
     recipe = stage.recipe
+    chosen = (
+        MODELS.get(recipe.model.name),
+        OBJECTIVES.get(recipe.methods[stage.method].name),
+        ATTACKS.get(recipe.train.attack.name),
+        ATTACKS.get(recipe.train.validation.attack.name),
+    )
+    code = source_digest("trl.training.loop", "trl.data", *(implementation.__module__ for implementation in chosen))
     sections = {
         "model": recipe.model,
         "threat": recipe.threat,
         "train": recipe.train,
         "method": recipe.methods[stage.method],
     }
-    content = {name: section.model_dump() for name, section in sections.items()} | {"seed": stage.seed, "data": data}
+    content: dict[str, Any] = {name: section.model_dump() for name, section in sections.items()}
+    content |= {"seed": stage.seed, "data": data, "code": code, "versions": versions()}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 

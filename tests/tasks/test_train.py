@@ -1,0 +1,35 @@
+"""What a checkpoint belongs to."""
+
+from pathlib import Path
+
+import pytest
+
+from tasks.stage import Stage
+from tasks.train import _fingerprint
+from trl.config import load_params
+
+ROOT = Path(__file__).parents[2]
+
+
+def stage(method: str = "tla", seed: int = 0) -> Stage:
+    return Stage(load_params(ROOT / "params.yaml"), "digits", method, seed)
+
+
+def test_a_checkpoint_belongs_to_parameters_data_code_and_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    same = _fingerprint(stage(), "data")
+    assert _fingerprint(stage(), "data") == same
+    found = {same, *(_fingerprint(*given) for given in ((stage("at"), "data"), (stage(seed=1), "data"), (stage(), "")))}
+    for function in ("source_digest", "versions"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"trl.code_version.{function}", lambda *modules: "changed")
+            found.add(_fingerprint(stage(), "data"))
+    assert len(found) == 6
+
+
+def test_its_code_is_that_of_what_the_recipe_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[set[str]] = []
+    monkeypatch.setattr("trl.code_version.source_digest", lambda *modules: seen.append(set(modules)))
+    for method in ("tla", "at"):
+        _fingerprint(stage(method), "data")
+    common = {"trl.training.loop", "trl.data", "trl.models.mlp", "trl.attacks.pgd"}
+    assert seen == [common | {"trl.objectives.tla"}, common | {"trl.objectives.at"}]
