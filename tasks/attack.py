@@ -42,7 +42,7 @@ def attack_model(stage: Stage) -> None:
     )
     curve = [{"attack": spec.name, **point._asdict()} for point in points]
     stored = {"adversarials": result.adversarials, **{f"correct.{k}": v for k, v in result.correct.items()}}
-    write_atomic(paths.adversarials / "adversarials.safetensors", save(stored))
+    write_atomic(paths.adversarials / "adversarials.safetensors", save(stored, result.caveats))
     write_csv(paths.metrics / "curve.csv", curve)
     write_json(paths.metrics / "attack.json", result.summary())
     shutil.rmtree(state)

@@ -76,7 +76,7 @@ def robustness(given: argparse.Namespace) -> dict[str, Any]:
     if given.save_adversarials:
         correct = {f"correct.{name}": flags for name, flags in found.correct.items()}
         stored = {"images": found.adversarials, "labels": y.to(torch.int64).contiguous(), **correct}
-        write_atomic(given.save_adversarials, save(stored))
+        write_atomic(given.save_adversarials, save(stored, found.caveats))
     summary = found.summary()
     return {
         "model": {
@@ -174,7 +174,8 @@ def _parser() -> argparse.ArgumentParser:
         "--save-adversarials",
         type=Path,
         metavar="FILE.safetensors",
-        help="write the worst case of every image there, with its label: a file that --data reads",
+        help="write what became of every image there, with its label: a file that --data reads. It is the worst case, "
+        "unless the model answers at random, which a warning says",
     )
     return parser
 

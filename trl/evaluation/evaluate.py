@@ -39,7 +39,9 @@ class Evaluation:
     `stages`: of an ensemble such as autoattack, what is left after each of its parts → bool [n].
     `adversarials`: float32 [n,c,h,w], per sample the first attack's result that is misclassified, else the last
     attack's (for a naturally misclassified sample the image itself), so that the model's accuracy on them is the
-    worst case. `distances`: float32 [n], how far they are from the images, in the threat's norm.
+    worst case. Not so if the model answers at random (the signs `random` and `unsteady` say so): then they are what
+    fooled it, or did not, in one draw, and another draw gives another accuracy.
+    `distances`: float32 [n], how far they are from the images, in the threat's norm.
     `costs`: by attack, or `attack/part` of an ensemble. `signs`: of gradient masking; look at them before you believe.
     """
 
@@ -55,6 +57,11 @@ class Evaluation:
     def worst(self) -> Tensor:
         """bool [n]: correct clean and under every attack; the robust accuracy to report."""
         return _all(self.correct)
+
+    @property
+    def caveats(self) -> dict[str, str]:
+        """Why the `adversarials` are no worst case, by sign: for the file that keeps them. Empty without one."""
+        return {sign.name: sign.message for sign in self.signs if sign.name in ("random", "unsteady")}
 
     def summary(self) -> dict[str, Any]:
         """Ready for JSON, accuracies with 95 % intervals; `stages` only where there are ensembles.
@@ -140,7 +147,7 @@ def evaluate(
                 stages[name][part.removeprefix(f"{name}/")] = left
             correct[name] = left
         if checks:
-            signs += run.recheck(_all(correct))
+            signs += run.recheck(_all(correct), random=any(sign.name == "random" for sign in signs))
     stages = {name: stages[name] for name in parts if [*parts[name]] != [name]}
     if checks:
         free = [name for name, attack in attacks.items() if _is(attack, square) or isinstance(attack, Transfer)]
@@ -256,14 +263,22 @@ class _Run:
                 self.figures = figures()
         return survive
 
-    def recheck(self, worst: Tensor) -> list[Sign]:
-        """Do the stored images, judged once more in batches of the data's order, give `worst`, bool [n]?"""
+    def recheck(self, worst: Tensor, *, random: bool) -> list[Sign]:
+        """Do the stored images, judged once more in batches of the data's order, give `worst`, bool [n]?
+
+        Of a model that was seen to answer at `random` they are no worst case, which is said in any case.
+        """
         again = torch.zeros_like(worst)
         for rows in batches(len(self.x), self.batch_size):
             x_adv = self.state.adversarials[rows].to(device_of(self.model))
             again[rows] = self._judge(x_adv, self._batch(rows)[1], "the stored images").cpu()
         changed = int((again != worst).sum())
-        if not changed:
+        seen = f"judged again in other batches, {changed} of {len(worst)} stored images got another verdict"
+        if random:
+            why = "the model answers at random, so that they and the figures are one draw's, and no worst case."
+        elif changed:
+            why = "the model answers at random, or by the batch, or they lie within rounding of its decision boundary."
+        else:
             return []
         return [
             Sign(
