@@ -153,12 +153,12 @@ def evaluate(
         free = [name for name, attack in attacks.items() if _is(attack, square) or isinstance(attack, Transfer)]
         single = [name for name, attack in attacks.items() if _is(attack, fgsm)]
         signs += check_results(correct, gradient_free=["square", *free], one_step=["fgsm", *single], stages=stages)
-    adversarials = run.state.adversarials.clone()
+    adversarials = run.state.take()
     cpu = torch.device("cpu")
-    distances = [threat.distance(adversarials[b], as_input(x[b], cpu)) for b in batches(len(x), batch_size)]
-    return Evaluation(
-        float(threat.epsilon), correct, stages, adversarials, torch.cat(distances), run.state.costs, signs
-    )
+    distances = torch.empty(len(x))  # made before the loop: results that stay between batches would fragment memory
+    for rows in batches(len(x), batch_size):
+        distances[rows] = threat.distance(adversarials[rows], as_input(x[rows], cpu))
+    return Evaluation(float(threat.epsilon), correct, stages, adversarials, distances, run.state.costs, signs)
 
 
 def perturb(
@@ -182,7 +182,7 @@ def perturb(
     everything = torch.ones(len(x), dtype=torch.bool)
     with evaluating(model), Progress("perturb", len(x), "images") as progress:
         _Run(model, x, y, threat, batch_size, seed, books, progress).part("perturb", attack, everything, everything)
-    return books.adversarials.clone()
+    return books.take()
 
 
 def _books(state: str | Path | None, model: nn.Module, x: Tensor, *settings: Any) -> State:

@@ -15,7 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from trl.arrays import digest
+from trl.arrays import digest, read_npy
+from trl.code_version import source_digest, versions
 from trl.errors import TrlError
 from trl.evaluation.cost import Cost
 from trl.files import write_atomic
@@ -53,7 +54,15 @@ class State:
         """Make everything so far durable; TrlError if the disk is full or the folder cannot be written."""
         if self.folder is not None:
             meta = {"done": self.done, "costs": {name: asdict(cost) for name, cost in self.costs.items()}}
-            write_atomic(self.folder / BOOKS, save(self.flags, {"meta": json.dumps(meta)}))
+            flags = {f"correct.{name}": flags for name, flags in self.flags.items()}  # safetensors reserves a name
+            write_atomic(self.folder / BOOKS, save(flags, {"meta": json.dumps(meta)}))
+
+    def take(self) -> Tensor:
+        """The images, which are the caller's from now on: a change in them does not reach the folder."""
+        if self.folder is None:
+            return self.adversarials
+        self.adversarials = torch.empty(0)  # first, so that they are in memory once
+        return read_npy(self.folder / IMAGES)
 
     def _load(self) -> bool:
         assert self.folder is not None
