@@ -89,8 +89,8 @@ def square(
         if len(x) == 0 or threat.epsilon == 0:
             return x.clone()
         images = x.reshape(_image_shape(x))
-        met, loss = judge(viewed, x, y, criterion, scored, classes)
-        kept = Kept(images.clone(), met, torch.full_like(loss, -torch.inf))
+        met, value = judge(viewed, x, y, criterion, scored, classes)
+        kept = Kept(images.clone(), met, torch.full_like(value, -torch.inf))
         for _ in range(restarts):
             left = kept.left()
             if len(left) == 0:
