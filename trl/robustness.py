@@ -62,15 +62,16 @@ def robustness(given: argparse.Namespace) -> dict[str, Any]:
     from trl.device import choose_device
     from trl.evaluation import evaluate
     from trl.files import write_atomic
-    from trl.sources import open_images, open_model
+    from trl.sources import model_key, open_images, open_model
 
     threat, attacks, options = _attacks(given)
     device = choose_device(given.device)
     x, y, classes = open_images(given.data, given.samples)
     model, warnings = open_model(given.model, given.architecture, tuple(x.shape[1:]))
     _try(model.to(device), x, classes, given.data)
+    key = model_key(given.model, model) if given.state else None
     try:
-        found = evaluate(model, x, y, attacks, threat, given.batch_size, given.seed, state=given.state)
+        found = evaluate(model, x, y, attacks, threat, given.batch_size, given.seed, state=given.state, key=key)
     except torch.OutOfMemoryError:
         raise TrlError(f"{device} has too little memory for {given.batch_size} images; lower --batch-size") from None
     if given.save_adversarials:

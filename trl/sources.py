@@ -1,6 +1,8 @@
 """What a command line names: a model in a folder, a file or a Python module; a data set by its name or in a file."""
 
+import hashlib
 import importlib
+import operator
 import os
 import re
 import sys
@@ -18,6 +20,7 @@ from trl.arrays import read_npz, read_safetensors
 from trl.data import DATASETS, load_dataset
 from trl.errors import TrlError, in_one_line
 from trl.models import MODELS, Classifier, build_model, load_model
+from trl.models.io import CONFIG, WEIGHTS
 
 ORDERED = (".pth", ".pt")  # torch.save keeps the order of the weights, safetensors does not
 
@@ -88,6 +91,27 @@ def open_model(source: str, architecture: str | None, shape: tuple[int, ...]) ->
             "a .safetensors, .pt or .pth file, or package.module:function"
         )
     return model.eval(), notes
+
+
+def model_key(source: str, model: nn.Module) -> str:
+    """A hash of what `open_model` made `model` of: a file, a folder's files, or Python files.
+
+    These are where the function and the model's classes are written; what else they import or read is not in it.
+    """
+    path = Path(source)
+    if path.exists():
+        files = [path] if path.is_file() else [path / CONFIG, path / WEIGHTS]
+    else:
+        module, attribute = source.split(":")
+        owners = {module, getattr(operator.attrgetter(attribute)(sys.modules[module]), "__module__", module)}
+        owners |= {type(part).__module__ for part in model.modules()}
+        named = [getattr(sys.modules.get(owner), "__file__", None) for owner in owners]
+        files = [Path(name) for name in named if name]
+    found = hashlib.blake2b(digest_size=12)
+    for file in sorted(files):
+        content = file.read_bytes()
+        found.update(f"{file.name} {len(content)}\n".encode() + content)
+    return found.hexdigest()
 
 
 def _from_weights(path: Path, architecture: str | None, shape: tuple[int, ...]) -> tuple[Classifier, list[str]]:

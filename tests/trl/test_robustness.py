@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -239,3 +240,59 @@ def test_a_state_goes_on(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert attacked > 0
     assert asked[0] - asked[1] > attacked
     assert all(results[0][key] == results[1][key] for key in ("clean", "robust", "cost"))
+
+
+FACTORY = """
+import torch
+from torch import nn
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.flat, self.head = nn.Flatten(), nn.Linear(64, 10)
+    def forward(self, x):
+        return {answer}
+def make():
+    return Net()
+"""
+
+
+def test_a_state_is_not_taken_for_that_of_an_edited_factory(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where the class is in another file than the function, and for weights in a folder."""
+    arguments = ["--data", "digits", "--samples", "60", "--epsilon", "0.1", "--attack", "fgsm", "--state", "kept"]
+
+    def clean(source: str) -> float:
+        done = subprocess.run(
+            [sys.executable, "-m", "trl.robustness", "--model", source, *arguments],
+            env={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TRL_DEVICE": "cpu", "PYTHONDONTWRITEBYTECODE": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)["clean"]["accuracy"]
+
+    Path("indirect.py").write_text("from mine import make\n")
+    found = {}
+    for answer in ("self.head(self.flat(x))", "-self.head(self.flat(x))"):
+        Path("mine.py").write_text(FACTORY.format(answer=answer))
+        found[answer] = [clean(source) for source in ("mine:make", "indirect:make", "mine:Net")]
+    first, second = found.values()
+    assert len(set(first)) == len(set(second)) == 1
+    assert first != second
+    states = set(Path("kept").iterdir())
+    assert len(states) == 4  # `mine:make` and `mine:Net` are of the same files
+    clean(str(folder))
+    assert len(set(Path("kept").iterdir()) - states) == 1
+
+
+def test_the_images_of_a_model_that_answers_at_random_say_so(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("noisy.py").write_text(FACTORY.format(answer="self.head(self.flat(x + torch.randn_like(x)))"))
+    written = ["--attack", "fgsm", "--save-adversarials", "images.safetensors"]
+    assert main(["--model", "noisy:make", "--data", "digits", "--samples", "60", "--epsilon", "0.1", *written]) == 0
+    warnings = json.loads(capsys.readouterr().out)["warnings"]
+    with safe_open("images.safetensors", "pt") as file:
+        said = file.metadata()
+    assert set(said) == {"random", "unsteady"}
+    assert f"unsteady: {said['unsteady']}" in warnings
+    assert "no worst case" in said["unsteady"]

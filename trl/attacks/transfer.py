@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from trl.arrays import digest, read_npy, read_npz, read_safetensors
+from trl.arrays import read_npy, read_npz, read_safetensors
 from trl.attacks.inner import Attack, frozen
 from trl.errors import TrlError
 
@@ -56,10 +56,6 @@ class _Surrogate(Transfer):
             x_adv = self.attack(self.surrogate, x.to(weight.device), y.to(weight.device))
         return x_adv.detach().to(x.device)
 
-    def __repr__(self) -> str:
-        """Distinct for distinct weights, since a resumed evaluation compares it."""
-        return f"from_model({type(self.surrogate).__name__} {digest(self.surrogate.state_dict())}, {self.attack!r})"
-
 
 class _Stored(Transfer):
     def __init__(self, path: Path, images: Tensor) -> None:
@@ -80,10 +76,6 @@ class _Stored(Transfer):
                 "give it all images of the evaluation"
             ) from None
         return self.adversarials[rows].to(x)
-
-    def __repr__(self) -> str:
-        """Distinct for distinct contents, since a resumed evaluation compares it."""
-        return f"from_file({self.path.name} {digest({KEY: self.adversarials})})"
 
 
 def _read(path: Path) -> Tensor:

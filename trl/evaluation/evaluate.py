@@ -107,6 +107,7 @@ def evaluate(
     cumulative: bool = False,
     checks: bool = True,
     state: str | Path | None = None,
+    key: str | None = None,
 ) -> Evaluation:
     """Attack `model` (any module from [0, 1] images to logits [n,k]) with every attack and keep the books per sample.
 
@@ -126,11 +127,16 @@ def evaluate(
     An attack's randomness depends only on `seed`, its name and the batch; the caller's generators are left alone, and
     a model that answers at random is judged under a seed, too. With a folder `state`, a killed evaluation that is
     repeated goes on after its last batch and ends with the same result; delete the folder when you have stored that.
+    A state belongs to the model, the attacks with their options, and their code. Of models and attacks made of this
+    package's, PyTorch's and torchvision's parts all of it is seen; code of yours (a class, a function, a hook) is not,
+    and needs a `key`: any text, which you change whenever that code or what it reads changes.
 
-    TrlError for images, labels or logits that make no sense, and for an attack that breaks the rules, by its name.
+    TrlError for images, labels or logits that make no sense, for an attack that breaks the rules, by its name, and
+    for a state of what has no key.
     """
-    _check(x, y, attacks, batch_size)
-    books = _books(state, model, x, y, attacks, threat, batch_size, seed, cumulative, criterion)
+    _check(x, y, batch_size)
+    _check_names(attacks)
+    books = _books(state, key, model, x, y, attacks, threat, batch_size, seed, cumulative, criterion)
     parts = {name: _parts(name, attack) for name, attack in attacks.items()}
     total = len(x) * (1 + sum(map(len, parts.values())))
     with evaluating(model), Progress("evaluate", total, "images") as progress:
@@ -171,22 +177,23 @@ def perturb(
     seed: int = 0,
     *,
     state: str | Path | None = None,
+    key: str | None = None,
 ) -> Tensor:
     """What `attack` makes of every image, those that are misclassified without it included: float32 like x, on the CPU.
 
     For the scores of a detector, which has to tell all attacked images from natural ones. Arguments, checks, seeds and
     errors are those of `evaluate`.
     """
-    _check(x, y, {}, batch_size)
-    books = _books(state, model, x, y, {"perturb": attack}, threat, batch_size, seed)
+    _check(x, y, batch_size)
+    books = _books(state, key, model, x, y, {"perturb": attack}, threat, batch_size, seed)
     everything = torch.ones(len(x), dtype=torch.bool)
     with evaluating(model), Progress("perturb", len(x), "images") as progress:
         _Run(model, x, y, threat, batch_size, seed, books, progress).part("perturb", attack, everything, everything)
     return books.take()
 
 
-def _books(state: str | Path | None, model: nn.Module, x: Tensor, *settings: Any) -> State:
-    return State(None if state is None else Path(state) / fingerprint(model, x, *settings), x.shape)
+def _books(state: str | Path | None, key: str | None, model: nn.Module, x: Tensor, *settings: Any) -> State:
+    return State(None if state is None else Path(state) / fingerprint(model, x, *settings, key=key), x.shape)
 
 
 def _all(correct: Mapping[str, Tensor]) -> Tensor:
@@ -280,13 +287,7 @@ class _Run:
             why = "the model answers at random, or by the batch, or they lie within rounding of its decision boundary."
         else:
             return []
-        return [
-            Sign(
-                "unsteady",
-                f"judged again in other batches, {changed} of {len(worst)} stored images got another verdict: "
-                "the model answers at random, or by the batch, or they lie within rounding of its decision boundary.",
-            )
-        ]
+        return [Sign("unsteady", f"{seen}: {why}")]
 
     @contextmanager
     def _once(self, images: int) -> Iterator[bool]:
@@ -357,16 +358,27 @@ def epsilon_curve(
     return points
 
 
-def _check(x: Tensor, y: Tensor, attacks: Mapping[str, Attack], batch_size: int) -> None:
+def _check(x: Tensor, y: Tensor, batch_size: int) -> None:
     if len(x) == 0 or y.shape != x.shape[:1]:
         raise TrlError(f"images {tuple(x.shape)} with labels {tuple(y.shape)}: give one label per image, at least one")
     if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
         raise TrlError(f"labels are {y.dtype}: give class numbers as integers")
     if batch_size < 1:
         raise TrlError(f"batch_size is {batch_size}: give at least 1")
-    for name in RESERVED:
-        if name in attacks:
+
+
+def _check_names(attacks: Mapping[str, Attack]) -> None:
+    """TrlError unless all results can be told apart by the names of the attacks and their parts."""
+    for name, attack in attacks.items():
+        for text in (name, *(attack.parts if isinstance(attack, Ensemble) else ())):
+            if not isinstance(text, str) or not text.strip():
+                raise TrlError(f"an attack is called {text!r}: give it a name, which is a text")
+        if name in RESERVED:
             raise TrlError(f"an attack is called {name!r}, which the summary uses itself: choose another name")
+    labels = [label for name, attack in attacks.items() for label in _parts(name, attack)]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise TrlError(f"{label!r} is an attack and the part of another, or a part of two: choose other names")
 
 
 def _withstands(model: nn.Module, x: Tensor, y: Tensor, what: str, criterion: Criterion) -> Tensor:

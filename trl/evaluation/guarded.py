@@ -13,6 +13,7 @@ from trl.attacks.inner import Attack
 from trl.data.base import ImageSet
 from trl.detectors.base import Detector
 from trl.detectors.calibration import Calibration, calibrate
+from trl.errors import TrlError
 from trl.evaluation.embeddings import embed
 from trl.evaluation.evaluate import evaluate, perturb
 from trl.evaluation.inference import device_of
@@ -83,6 +84,7 @@ def attack_guarded(
     seed: int = 0,
     *,
     state: Path | None = None,
+    key: str | None = None,
 ) -> Guarded:
     """Attack classifier and detector at once: an image is lost if what becomes of it is misclassified and accepted.
 
@@ -92,6 +94,9 @@ def attack_guarded(
     (`evade`): with all others, that is what an adaptive AUC is measured on. Other arguments and errors are those of
     `evaluate`.
     """
+    for name in static:
+        if name in ("clean", *(f"{name} {strategy}" for name in adaptive for strategy in STRATEGIES)):
+            raise TrlError(f"a static attack is called {name!r}, as other results are: choose another name")
     natural = answers(model, detector, x, y, batch_size)
     found = {name: answers(model, detector, x_adv, y, batch_size) for name, x_adv in static.items()}
     correct = {"clean": ~natural.wrong & (natural.scores <= calibration.threshold)}
@@ -114,6 +119,7 @@ def attack_guarded(
             cumulative=True,
             checks=False,
             state=state,
+            key=key,
         )
         for name in attacks:
             correct[name] = torch.zeros_like(left).index_put((rows,), result.correct[name])
@@ -122,7 +128,9 @@ def attack_guarded(
     else:
         correct |= dict.fromkeys(attacks, left)
     first = next(iter(adaptive.values()))
-    candidates.append(evade(model, detector, natural.scores, x, y, first, threat, batch_size, seed, state=state))
+    candidates.append(
+        evade(model, detector, natural.scores, x, y, first, threat, batch_size, seed, state=state, key=key)
+    )
     return Guarded(natural, found, worst(candidates), correct)
 
 
@@ -138,6 +146,7 @@ def evade(
     seed: int = 0,
     *,
     state: Path | None = None,
+    key: str | None = None,
 ) -> Answers:
     """To images x [n,…] when the attack makes each misclassified with as low a score as it finds, below `natural` [m].
 
@@ -147,7 +156,7 @@ def evade(
     found = []
     for strategy in STRATEGIES:
         attack = make_attack(Both(Misclassified(), undetected, strategy))
-        x_adv = perturb(model, x, y, attack, threat, batch_size, seed, state=state)
+        x_adv = perturb(model, x, y, attack, threat, batch_size, seed, state=state, key=key)
         found.append(answers(model, detector, x_adv, y, batch_size))
     return worst(found)
 

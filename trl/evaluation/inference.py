@@ -30,7 +30,7 @@ def as_input(x: Tensor, device: torch.device) -> Tensor:
     low, high = (float(bound) for bound in x.aminmax())
     if not (low >= -TOLERANCE and high <= 1 + TOLERANCE):
         raise TrlError(
-            f"pixels lie in [{low:.7g}, {high:.7g}]: give natural images in [0, 1] "
+            f"pixels lie in [{low:.7g}, {high:.7g}]: give images in [0, 1], as natural images are, "
             "and let the model normalise them inside"
         )
     return x.clamp(0, 1) if low < 0 or high > 1 else x

@@ -3,10 +3,14 @@
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+import sys
+from collections import OrderedDict
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field
+from fractions import Fraction
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
+from types import BuiltinFunctionType, FunctionType, MappingProxyType, MethodType
 from typing import Any
 
 import numpy as np
@@ -14,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from trl.arrays import digest, read_npy
 from trl.code_version import source_digest, versions
@@ -23,6 +28,8 @@ from trl.files import write_atomic
 from trl.progress import say
 
 BOOKS, IMAGES = "books.safetensors", "adversarials.npy"
+KNOWN = ("trl", "torch", "torchvision")  # packages whose code or version is in a state's key
+PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device)
 
 
 class State:
@@ -72,7 +79,8 @@ class State:
         try:
             with safe_open(path, "pt") as file:
                 meta = json.loads(file.metadata()["meta"])
-                self.flags = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                names = file.keys()
+                self.flags = {name.removeprefix("correct."): file.get_tensor(name) for name in names}
             np.lib.format.open_memmap(self.folder / IMAGES, mode="r")
         except (OSError, SafetensorError, ValueError, KeyError) as error:
             say(f"{self.folder}: the state of an interrupted evaluation is damaged ({error}); starting anew")
@@ -82,25 +90,103 @@ class State:
         return True
 
 
-def fingerprint(model: nn.Module, x: Tensor, y: Tensor, attacks: Mapping[str, Any], *settings: Any) -> str:
-    """A hash of all that an evaluation's result depends on, so that a state is only used by the same evaluation."""
-    described = {name: describe(attack) for name, attack in attacks.items()}
-    text = repr((type(model).__qualname__, settings, described, digest({**model.state_dict(), "x": x, "y": y})))
+def fingerprint(
+    model: nn.Module, x: Tensor, y: Tensor, attacks: Mapping[str, Any], *settings: Any, key: str | None = None
+) -> str:
+    """A hash of all that an evaluation's result depends on, code included: a state is only used by the same evaluation.
+
+    TrlError for a model, an attack or a setting (such as the criterion) whose code is not known and that has no `key`.
+    """
+    given = {"the model": model, **{f"attack {name!r}": attack for name, attack in attacks.items()}}
+    description, found = Description(key), []
+    for what, value in [*given.items(), *(("the evaluation", setting) for setting in settings)]:
+        try:
+            found.append(f"{what}: {description.text(value)}")
+        except Unknown as unknown:
+            raise TrlError(
+                f"{what} has no key to find its state by, since {unknown} is code of yours or was changed; "
+                "give key=…, a text that you change whenever the code of your model or attacks does, or no state"
+            ) from None
+    code = source_digest("trl.evaluation.evaluate", *(m for m in description.modules if m.startswith("trl.")))
+    text = repr((found, key, digest({"x": x, "y": y}), code, versions()))
     return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
 
 
-def describe(attack: Callable[..., Any]) -> str:
-    """An attack as text: its function and options, the same in every process."""
-    if isinstance(attack, partial):
-        options = [f"{name}={value!r}" for name, value in sorted(attack.keywords.items())]
-        arguments = [describe(value) if callable(value) else repr(value) for value in attack.args]
-        return f"{describe(attack.func)}({_plain(', '.join([*arguments, *options]))})"
-    parts = getattr(attack, "parts", None)
-    if isinstance(parts, Mapping):
-        return repr({name: describe(part) for name, part in parts.items()})
-    return str(getattr(attack, "__qualname__", None) or _plain(repr(attack)))
+class Unknown(Exception):
+    """What is not of a known package: nothing tells whether it is as it was."""
 
 
-def _plain(text: str) -> str:
-    """Without the addresses of objects."""
-    return re.sub(r" at 0x[0-9a-f]+", "", text)
+@dataclass
+class Description:
+    """Models, attacks and their options as text: the same in every process, and another wherever the result may be.
+
+    Functions and classes of this package, PyTorch and torchvision stand for their code, and `modules` collects where
+    they are; objects of them are told by all their attributes: a module's hooks, buffers and weights, too. For the
+    code of anything else a `key` must answer.
+    """
+
+    key: str | None = None
+    modules: set[str] = field(default_factory=set)
+
+    def text(self, value: Any) -> str:
+        """Of a model, an attack, or an option of one. Unknown: what it contains that has no key."""
+        kind = type(value)
+        if kind in PLAIN or isinstance(value, np.generic | Fraction | PurePath):
+            return repr(value)
+        if kind in (Tensor, nn.Parameter) and value.layout == torch.strided and not value.is_quantized:
+            return digest({"": value})
+        if kind in (dict, OrderedDict, MappingProxyType):
+            return f"{{{', '.join(f'{self.text(k)}: {self.text(v)}' for k, v in value.items())}}}"
+        if kind in (list, tuple, torch.Size):
+            return f"[{', '.join(map(self.text, value))}]"
+        if kind in (set, frozenset):
+            return f"{{{', '.join(sorted(map(self.text, value)))}}}"
+        if kind is partial:
+            options = [f"{name}={self.text(option)}" for name, option in sorted(value.keywords.items())]
+            return f"{self.text(value.func)}({', '.join([*map(self.text, value.args), *options])})"
+        if isinstance(value, type | FunctionType | BuiltinFunctionType | MethodType):
+            return self._name(value)[0]
+        if isinstance(value, nn.Module):
+            parts = value.named_modules(remove_duplicate=False)
+            return f"[{', '.join(f'{name}: {self._object(part)}' for name, part in parts)}] {_quantised(value)}"
+        return self._object(value)
+
+    def _object(self, value: Any) -> str:
+        """Its class and attributes; where the class is not known, its own repr, or the attributes that are."""
+        is_module = isinstance(value, nn.Module)
+        # only of our own objects and of modules do the attributes tell everything
+        packages = KNOWN if is_module else KNOWN[:1] if hasattr(value, "__dict__") else ()
+        name, known = self._name(type(value), packages)
+        if not known and not is_module and type(value).__repr__ is not object.__repr__:
+            return f"{name} {re.sub(' at 0x[0-9a-f]+', '', repr(value))}"
+        inside, found = self if known else Description(None, self.modules), []
+        for option, content in getattr(value, "__dict__", {}).items():
+            if is_module and option in ("_modules", "training"):
+                continue  # described beside it, and off in an evaluation
+            try:
+                found.append(f"{option}={inside.text(content)}")
+            except Unknown:
+                if known:
+                    raise
+        return f"{name}({', '.join(found)})"
+
+    def _name(self, value: Any, packages: Collection[str] = KNOWN) -> tuple[str, bool]:
+        """`module:name` of a class or function, and is it known: still found there, in one of the `packages`?"""
+        module, name = value.__module__ or "", value.__qualname__
+        found: Any = sys.modules.get(module)
+        for part in name.split("."):
+            found = getattr(found, part, None)
+        known = found is value and module.partition(".")[0] in packages
+        if known:
+            self.modules.add(module)
+        elif self.key is None:
+            raise Unknown(f"{module}.{name}")
+        return f"{module}:{name}", known
+
+
+def _quantised(model: nn.Module) -> str:
+    """A hash of the weights of quantised layers, which are no parameters."""
+    leaves = {f"{name} {i}": leaf for name, v in model.state_dict().items() for i, leaf in enumerate(tree_leaves(v))}
+    return digest(
+        {k: leaf.dequantize() for k, leaf in leaves.items() if isinstance(leaf, Tensor) and leaf.is_quantized}
+    )

@@ -15,7 +15,7 @@ from trl.attacks.transfer import from_file, from_model
 from trl.data import load_dataset
 from trl.errors import TrlError
 from trl.evaluation import evaluate
-from trl.evaluation.state import describe
+from trl.evaluation.state import Description
 
 
 def linear(seed: int = 0) -> nn.Module:
@@ -63,10 +63,10 @@ def test_an_attack_of_others_meets_a_frozen_surrogate_in_eval_mode_with_gradient
 
 def test_a_resumed_evaluation_can_tell_two_surrogates_apart() -> None:
     attack = build_attack("pgd", THREAT)
-    described = describe(from_model(linear(), attack))
-    assert described == describe(from_model(linear(), build_attack("pgd", THREAT)))
-    assert described != describe(from_model(linear(1), attack))
-    assert described != describe(from_model(linear(), build_attack("pgd", THREAT, steps=7)))
+    described = Description().text(from_model(linear(), attack))
+    assert described == Description().text(from_model(linear(), build_attack("pgd", THREAT)))
+    assert described != Description().text(from_model(linear(1), attack))
+    assert described != Description().text(from_model(linear(), build_attack("pgd", THREAT, steps=7)))
 
 
 # --- from a file
@@ -208,5 +208,7 @@ def test_a_file_that_holds_none(tmp_path: Path, name: str, message: str) -> None
 
 def test_a_resumed_evaluation_can_tell_two_files_apart(tmp_path: Path, adversarials: Tensor) -> None:
     x = trained()[1]
-    names = [describe(from_file(write(tmp_path / "stored.npy", a), x)) for a in (adversarials, adversarials, x)]
+    names = [
+        Description().text(from_file(write(tmp_path / "stored.npy", a), x)) for a in (adversarials, adversarials, x)
+    ]
     assert names[0] == names[1] != names[2]

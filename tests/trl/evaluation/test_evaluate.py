@@ -113,6 +113,20 @@ def test_attacks_get_what_is_left_and_an_ensemble_drops_what_it_fooled() -> None
     torch.testing.assert_close(less.adversarials, found.adversarials)
 
 
+def test_names_with_a_slash_and_those_of_the_summary_within_an_ensemble() -> None:
+    x, y = pixels(0.1, 0.45, 0.55, 0.9), torch.tensor([0, 0, 1, 0])
+    attacks = {
+        "a/b": shift(0.1),
+        "a": Ensemble({"clean": shift(-0.1), "worst": shift(0.0)}),
+        "pgd:step=1/2": shift(0.0),
+    }
+    found = evaluate(Threshold(), x, y, attacks, Linf(0.1))
+    assert found.correct["a/b"].tolist() == [True, False, True, False]
+    assert found.correct["a"].tolist() == [True, True, False, False]
+    assert found.correct["clean"].tolist() == [True, True, True, False]
+    assert list(found.costs) == ["a/b", "a/clean", "a/worst", "pgd:step=1/2"]
+
+
 def test_one_image_is_enough() -> None:
     found = evaluate(Threshold(), pixels(0.45), torch.tensor([0]), {"up": shift(0.1)}, Linf(0.1))
     assert found.correct["up"].tolist() == [False]
@@ -146,6 +160,26 @@ class Noisy(Net):
         logits = super().forward(x)
         return logits + torch.randn_like(logits)
 
+
+def test_of_a_model_that_answers_at_random_the_images_are_not_called_the_worst_case() -> None:
+    (x, y), attacks = images(), {"sign": gradient_sign(0.1)}
+    found = evaluate(Noisy(), x, y, attacks, Linf(0.1), batch_size=20)
+    assert list(found.caveats) == ["random", "unsteady"]
+    assert "at random, so that they and the figures are one draw's, and no worst case" in found.caveats["unsteady"]
+    assert any(found.caveats["unsteady"] in warning for warning in found.summary()["warnings"])
+    assert evaluate(Net(), x, y, attacks, Linf(0.1), batch_size=20).caveats == {}
+
+
+def test_so_it_is_where_the_same_draw_comes_again() -> None:
+    """One batch is judged a second time with the same random numbers, and no verdict changes."""
+    x, y = images()
+    found = evaluate(Noisy(), x, y, {}, Linf(0.1))
+    assert found.caveats == {}  # without an attack nothing is looked for
+    found = evaluate(Noisy(), x, y, {"none": shift(0.0)}, Linf(0.1))
+    assert "no worst case" in found.caveats["unsteady"]
+
+
+def test_a_model_that_answers_at_random_is_judged_the_same_twice() -> None:
     x, y = images()
     first, second = (evaluate(Noisy(), x, y, {"sign": gradient_sign(0.1)}, Linf(0.1)) for _ in range(2))
     assert torch.equal(first.correct["clean"], second.correct["clean"])
@@ -294,7 +328,7 @@ def test_images_a_rounding_error_outside_are_taken_as_if_inside(beyond: float, n
 
 def test_images_further_outside_are_refused_as_natural_images() -> None:
     (x, y), attacks = images(), {"up": shift(0.0)}
-    with pytest.raises(TrlError, match=r"pixels lie in \[\S+, 1\.00005\]: give natural images"):
+    with pytest.raises(TrlError, match=r"pixels lie in \[\S+, 1\.00005\]: give images in .0, 1., as natural"):
         evaluate(Net(), x / 255 + 5e-5, y, attacks, Linf(0.1))
 
 
@@ -316,6 +350,18 @@ def test_an_l2_attack_is_measured_in_l2() -> None:
     [
         ({"attacks": {"worst": shift(0.0)}}, "'worst'"),
         ({"attacks": {"clean": shift(0.0)}}, "'clean'"),
+        ({"attacks": {"": shift(0.0)}}, "an attack is called ''"),
+        ({"attacks": {" ": shift(0.0)}}, "an attack is called ' '"),
+        ({"attacks": {1: shift(0.0)}}, "an attack is called 1"),
+        ({"attacks": {None: shift(0.0)}}, "an attack is called None"),
+        ({"attacks": {"a": Ensemble({"": shift(0.0)})}}, "an attack is called ''"),
+        ({"attacks": {"a": Ensemble({1: shift(0.0), "1": shift(0.1)})}}, "an attack is called 1"),
+        ({"attacks": {"a/b": shift(0.1), "a": Ensemble({"b": shift(0.0)})}}, "'a/b' is an attack and the part"),
+        ({"attacks": {"a": Ensemble({"b": shift(0.0)}), "a/b": shift(0.1)}}, "'a/b' is an attack and the part"),
+        (
+            {"attacks": {"a": Ensemble({"b/c": shift(0.0)}), "a/b": Ensemble({"c": shift(0.1)})}},
+            "'a/b/c' is an attack and the part of another, or a part of two",
+        ),
         ({"y": torch.tensor([0, 2])}, "labels reach from 0 to 2, but the model has 2 classes"),
         ({"y": torch.tensor([-1, 1])}, "labels reach from -1"),
         ({"y": torch.tensor([0.0, 1.0])}, "labels are torch.float32"),

@@ -103,6 +103,35 @@ def test_a_repeated_attack_goes_on_and_ends_the_same(setting: Setting, tmp_path:
     assert len(list(tmp_path.iterdir())) > len(folders)
 
 
+@pytest.mark.parametrize("name", ["clean", "apgd selective", "apgd orthogonal"])
+def test_a_static_attack_with_the_name_of_another_result(setting: Setting, name: str) -> None:
+    images, static = (setting.test.images, setting.test.labels), {name: setting.static["pgd"]}
+    adaptive = {"apgd": lambda criterion: build_attack("apgd", THREAT, criterion)}
+    with pytest.raises(TrlError, match=f"a static attack is called '{name}'"):
+        attack_guarded(setting.model, Pixels(), CALIBRATION, *images, static, adaptive, THREAT)
+
+
+def test_a_detector_of_yours_needs_a_key_for_a_state(setting: Setting, tmp_path: Path) -> None:
+    detector, images = Pixels(), (setting.test.images[:10], setting.test.labels[:10])
+    calibration = fit_calibrated(setting.model, detector, setting.train, setting.validation, 0.1)
+    adaptive = {"apgd": lambda criterion: build_attack("apgd", THREAT, criterion, steps=2)}
+
+    def attack(state: Path | None, key: str | None = None) -> Guarded:
+        given = (detector, calibration, *images, {"pgd": setting.static["pgd"][:10]}, adaptive, THREAT)
+        return attack_guarded(setting.model, *given, state=state, key=key)
+
+    with pytest.raises(TrlError, match=r"has no key .*\.Pixels is code of yours"):
+        attack(tmp_path)
+    torch.testing.assert_close(attack(tmp_path, "1").adaptive, attack(None).adaptive, rtol=0, atol=0)
+
+
+class Pixels(Detector):
+    def _learn(self, features: Tensor, labels: Tensor) -> None: ...
+
+    def _score(self, features: Tensor) -> Tensor:
+        return features.sum(1)
+
+
 class Spy(Detector):
     """Remembers what it was given."""
 
