@@ -30,7 +30,11 @@ def attack_model(stage: Stage) -> None:
     threat = build_threat(recipe.threat.norm, recipe.threat.epsilon)
     attacks = {name: build_attack(spec.name, threat, **spec.options) for name, spec in config.attacks.items()}
     state = Path("checkpoints", stage.recipe_name, f"{stage.method}-{stage.seed}-attack")
-    result = evaluate(model, images, labels, attacks, threat, config.batch_size, stage.seed, state=state)
+    result = evaluate(
+        *(model, images, labels, attacks, threat, config.batch_size, stage.seed),
+        precision=config.precision,
+        state=state,
+    )
 
     make_threat = partial(build_threat, threat.name)
 
@@ -38,7 +42,8 @@ def attack_model(stage: Stage) -> None:
     make_attack = partial(build_attack_at, name=spec.name, threat=threat, **spec.options)
     n = config.curve.samples
     points = epsilon_curve(
-        model, images[:n], labels[:n], make_attack, make_threat, config.curve.epsilons, config.batch_size, stage.seed
+        *(model, images[:n], labels[:n], make_attack, make_threat, config.curve.epsilons),
+        *(config.batch_size, stage.seed, config.precision),
     )
     curve = [{"attack": spec.name, **point._asdict()} for point in points]
     stored = {"adversarials": result.adversarials, **{f"correct.{k}": v for k, v in result.correct.items()}}

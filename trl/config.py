@@ -174,10 +174,14 @@ class Curve(Section):
 
 
 class Evaluation(Section):
-    """The attacks that the reported accuracy must survive, on the first `samples` test images (all if null)."""
+    """The attacks that the reported accuracy must survive, on the first `samples` test images (all if null).
+
+    `precision` bf16 lets gradient attacks search in it where the device is faster so; decisions are in fp32.
+    """
 
     samples: Count | None = None
     batch_size: Count = 500
+    precision: Literal["fp32", "bf16"] = "fp32"
     attacks: Attacks
     curve: Curve
 

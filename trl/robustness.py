@@ -71,7 +71,12 @@ def robustness(given: argparse.Namespace) -> dict[str, Any]:
     _try(model.to(device), x, classes, given.data)
     key = model_key(given.model, model) if given.state else None
     try:
-        found = evaluate(model, x, y, attacks, threat, given.batch_size, given.seed, state=given.state, key=key)
+        found = evaluate(
+            *(model, x, y, attacks, threat, given.batch_size, given.seed),
+            precision=given.precision,
+            state=given.state,
+            key=key,
+        )
     except torch.OutOfMemoryError:
         raise TrlError(f"{device} has too little memory for {given.batch_size} images; lower --batch-size") from None
     if given.save_adversarials:
@@ -167,6 +172,12 @@ def _parser() -> argparse.ArgumentParser:
         help="such as pgd:steps=50,step_size=2/255; may be repeated (default autoattack)",
     )
     add("--batch-size", type=int, default=500, metavar="N", help="images at a time (default 500)")
+    add(
+        "--precision",
+        choices=("fp32", "bf16"),
+        default="fp32",
+        help="bf16 lets gradient attacks search in it, where that is measured to be faster; decisions are in fp32",
+    )
     add("--seed", type=int, default=0, help="of the attacks' randomness (default 0)")
     add("--device", help="cpu, cuda, cuda:1, … (default: TRL_DEVICE, or the GPU if there is one)")
     add("--state", type=Path, metavar="FOLDER", help="keep what is done there, so that the same command can go on")

@@ -1,9 +1,22 @@
-"""Half precision only where the device has it."""
+"""Half precision only where it was measured to be faster, and for attacks that asked for it."""
+
+from collections.abc import Iterator
+from functools import partial
 
 import pytest
 import torch
 
-from trl.precision import has_fast_bf16, search_precision
+from trl import precision
+from trl.attacks import ATTACKS, build_attack
+from trl.precision import has_fast_bf16, may_search_in_half, searches_in_half
+from trl.threat import Linf
+
+
+@pytest.fixture(autouse=True)
+def _measured_anew() -> Iterator[None]:
+    precision._is_fast.cache_clear()
+    yield
+    precision._is_fast.cache_clear()
 
 
 @pytest.mark.parametrize("device", ["cpu", torch.device("cpu"), "cuda", "cuda:63", "mps", "meta", "no such device"])
@@ -16,32 +29,35 @@ def test_no_device_no_bf16(device: str) -> None:
     assert not has_fast_bf16(device)
 
 
-@pytest.mark.parametrize(("avx512", "amx"), [(False, False), (True, False), (False, True)])
-def test_cpu(avx512: bool, amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-    assert has_fast_bf16("cpu") == (avx512 or amx)
-    x = torch.rand(4, 4)
-    with search_precision("cpu"):
-        assert (x @ x).dtype == (torch.bfloat16 if avx512 or amx else torch.float32)
-    assert (x @ x).dtype == torch.float32
+@pytest.mark.parametrize(("half", "fast"), [(1.0, True), (1.7, False), (2.0, False), (4.0, False)])
+def test_one_measurement_decides(half: float, fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[torch.dtype] = []
+
+    def seconds(device: torch.device, dtype: torch.dtype) -> float:
+        measured.append(dtype)
+        return half if dtype == torch.bfloat16 else 2.0
+
+    monkeypatch.setattr(precision, "_product_seconds", seconds)
+    assert [has_fast_bf16("cpu") for _ in range(3)] == [fast] * 3
+    assert measured == [torch.bfloat16, torch.float32]
 
 
-def test_older_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported")
-    assert not has_fast_bf16("cpu")
+def test_the_measurement_takes_time() -> None:
+    assert precision._product_seconds(torch.device("cpu"), torch.float32) > 0
 
 
-@pytest.mark.parametrize("native", [False, True])
-def test_cuda(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[bool] = []
+def test_attacks_by_gradients_have_declared_it_and_those_at_the_boundary_have_not() -> None:
+    declared = {name for name in ATTACKS.names() if may_search_in_half(ATTACKS.get(name))}
+    assert declared == {"fgsm", "bim", "pgd", "cw", "mim", "apgd", "apgd_t"}
+    assert may_search_in_half(build_attack("pgd", Linf(0.1), steps=3))
+    assert not may_search_in_half(build_attack("deepfool", Linf(0.1)))
+    assert not may_search_in_half(build_attack("autoattack", Linf(0.1)))  # its parts declare it, one by one
+    assert not may_search_in_half(lambda model, x, y: x)
 
-    def supported(including_emulation: bool) -> bool:
-        asked.append(including_emulation)
-        return native
 
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device", lambda device: torch.autograd.profiler.record_function("nothing"))
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
-    assert has_fast_bf16("cuda:0") == native
-    assert asked == [False]
+def test_an_attack_of_ones_own_can_declare_it() -> None:
+    @searches_in_half
+    def attack(model: object, x: object, y: object, steps: int = 1) -> object:
+        return x
+
+    assert may_search_in_half(partial(attack, steps=3))

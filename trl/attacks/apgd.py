@@ -20,6 +20,7 @@ from trl.attacks.losses import Loss, cross_entropy, loss_called
 from trl.attacks.restarts import Kept
 from trl.errors import TrlError
 from trl.number import Count
+from trl.precision import searches_in_half
 from trl.threat import L1, Threat, column
 
 ROUGH = 0.5  # share of the steps that follow the caller's autocast: half precision cannot place the last ones
@@ -27,6 +28,7 @@ ROUGH = 0.5  # share of the steps that follow the caller's autocast: half precis
 Objective = Callable[[Tensor], Loss]  # the loss to use, given the class [n] that each sample is led to
 
 
+@searches_in_half
 def apgd(
     model: nn.Module,
     x: Tensor,
@@ -57,6 +59,7 @@ def apgd(
         return runs.kept.images
 
 
+@searches_in_half
 def apgd_t(
     model: nn.Module,
     x: Tensor,

@@ -5,9 +5,11 @@ from torch import Tensor, nn
 from trl.attacks.criterion import MISCLASSIFIED, Criterion
 from trl.attacks.inner import ascent, check_input, frozen
 from trl.attacks.losses import cross_entropy
+from trl.precision import searches_in_half
 from trl.threat import Threat
 
 
+@searches_in_half
 def fgsm(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, criterion: Criterion = MISCLASSIFIED) -> Tensor:
     """One step of size epsilon from `x` along the steepest ascent of cross-entropy; see the package for the rest."""
     with frozen(model):

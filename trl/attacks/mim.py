@@ -7,9 +7,11 @@ from trl.attacks.criterion import MISCLASSIFIED, Criterion
 from trl.attacks.inner import ascent, check_input, check_positive, frozen
 from trl.attacks.losses import cross_entropy
 from trl.number import Count, NonNegative, Positive
+from trl.precision import searches_in_half
 from trl.threat import Threat, dims_of
 
 
+@searches_in_half
 def mim(
     model: nn.Module,
     x: Tensor,

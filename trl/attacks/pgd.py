@@ -11,9 +11,11 @@ from trl.attacks.losses import loss_called
 from trl.attacks.restarts import Kept
 from trl.errors import TrlError
 from trl.number import Count, Positive
+from trl.precision import searches_in_half
 from trl.threat import Threat, column
 
 
+@searches_in_half
 def pgd(
     model: nn.Module,
     x: Tensor,
@@ -74,6 +76,7 @@ def pgd(
         return kept.images
 
 
+@searches_in_half
 def bim(
     model: nn.Module,
     x: Tensor,
@@ -88,6 +91,7 @@ def bim(
     return pgd(model, x, y, threat, criterion, steps=steps, step_size=step_size, random_start=False)
 
 
+@searches_in_half
 def cw(
     model: nn.Module,
     x: Tensor,

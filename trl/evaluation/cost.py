@@ -1,4 +1,4 @@
-"""What an attack costs: how often it runs the model."""
+"""What an attack costs: how often it runs the model, and in which precision."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -11,11 +11,20 @@ from torch import Tensor, nn
 
 @dataclass
 class Cost:
-    """Images passed `forwards` and `backwards` through the model, and wall time in seconds."""
+    """Images passed `forwards` and `backwards` through the model, wall time in seconds, precision of the search.
+
+    The last is "fp32", "bf16", or both where an attack could not go on in bf16; "" if there was nothing to attack.
+    """
 
     forwards: int = 0
     backwards: int = 0
     seconds: float = 0.0
+    precision: str = ""
+
+    def searched_in(self, precision: str) -> None:
+        """Note the precision of a batch."""
+        known = self.precision.split(" and ") if self.precision else []
+        self.precision = " and ".join(dict.fromkeys([*known, precision]))
 
 
 @contextmanager

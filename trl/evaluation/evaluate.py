@@ -15,15 +15,15 @@ from trl.attacks.fgsm import fgsm
 from trl.attacks.inner import Attack
 from trl.attacks.square import square
 from trl.attacks.transfer import Transfer
-from trl.errors import TrlError
+from trl.errors import TrlError, in_one_line
 from trl.evaluation.cost import Cost, counting
 from trl.evaluation.inference import as_input, checked_logits, device_of, full_precision, kept_generators
 from trl.evaluation.intervals import accuracy
 from trl.evaluation.masking import Sign, check_budget, check_model, check_results
 from trl.evaluation.state import State, fingerprint
 from trl.modes import evaluating
-from trl.precision import search_precision
-from trl.progress import Progress, batches
+from trl.precision import Precision, has_fast_bf16, may_search_in_half
+from trl.progress import Progress, batches, say
 from trl.randomness import derive_seed
 from trl.threat import TOLERANCE, Threat
 
@@ -67,7 +67,7 @@ class Evaluation:
         """Ready for JSON, accuracies with 95 % intervals; `stages` only where there are ensembles.
 
         `{"epsilon", "clean", "robust": {attack: …, "worst": …}, "stages": {attack: {part: …}},
-        "cost": {attack: {"forwards", "backwards"}}, "warnings": ["name: message", …]}`.
+        "cost": {attack: {"forwards", "backwards", "precision"}}, "warnings": ["name: message", …]}`.
         """
         robust = {name: correct for name, correct in self.correct.items() if name != "clean"}
         stages = {
@@ -79,7 +79,8 @@ class Evaluation:
             "robust": {name: accuracy(correct) for name, correct in {**robust, "worst": self.worst}.items()},
             **({"stages": stages} if stages else {}),
             "cost": {
-                name: {"forwards": cost.forwards, "backwards": cost.backwards} for name, cost in self.costs.items()
+                name: {"forwards": cost.forwards, "backwards": cost.backwards, "precision": cost.precision}
+                for name, cost in self.costs.items()
             },
             "warnings": [f"{sign.name}: {sign.message}" for sign in self.signs],
         }
@@ -106,15 +107,18 @@ def evaluate(
     criterion: Criterion = MISCLASSIFIED,
     cumulative: bool = False,
     checks: bool = True,
+    precision: Precision = "fp32",
     state: str | Path | None = None,
     key: str | None = None,
 ) -> Evaluation:
     """Attack `model` (any module from [0, 1] images to logits [n,k]) with every attack and keep the books per sample.
 
     `x`: uint8, or float in [0, 1]; `y`: any integer type. Both may lie on another device than the model: a batch at a
-    time is converted and moved. The model is in eval mode meanwhile. Attacks search in bfloat16 where the device
-    multiplies it itself (`search_precision`); whether a sample is correct is decided in fp32, on the very images that
-    are returned, after checking that they lie in [0, 1] and in the threat's ball.
+    time is converted and moved. The model is in eval mode meanwhile. Whether a sample is correct is decided in fp32, on
+    the very images that are returned, after checking that they lie in [0, 1] and in the threat's ball.
+
+    `precision` "bf16" lets those attacks search in it that may (`searches_in_half`), if the device is measured to be
+    faster so (`has_fast_bf16`); one that raises goes on in fp32. `costs` say what was used. Figures depend on it.
 
     Every attack runs on all samples that are classified correctly clean, so that each has its own robust accuracy;
     with `cumulative` only on those that survived the attacks before it, which is cheaper and gives the same worst
@@ -136,11 +140,12 @@ def evaluate(
     """
     _check(x, y, batch_size)
     _check_names(attacks)
-    books = _books(state, key, model, x, y, attacks, threat, batch_size, seed, cumulative, criterion)
+    half = precision == "bf16" and has_fast_bf16(device_of(model))
+    books = _books(state, key, model, x, y, attacks, threat, batch_size, seed, cumulative, criterion, half)
     parts = {name: _parts(name, attack) for name, attack in attacks.items()}
     total = len(x) * (1 + sum(map(len, parts.values())))
     with evaluating(model), Progress("evaluate", total, "images") as progress:
-        run = _Run(model, x, y, threat, batch_size, seed, books, progress, criterion)
+        run = _Run(model, x, y, threat, batch_size, seed, books, progress, criterion, half)
         correct = {"clean": run.clean()}
         checks = checks and len(attacks) > 0 and len(x) > 1  # a single image is no sample to look for signs in
         signs = [*check_model(model, x, y), *check_budget(model, x, y, threat)] if checks else []
@@ -226,6 +231,7 @@ class _Run:
     state: State
     progress: Progress
     criterion: Criterion = MISCLASSIFIED
+    half: bool = False
     unit: int = 0
     figures: dict[str, Any] = field(default_factory=dict)
 
@@ -263,7 +269,7 @@ class _Run:
                 if due:
                     natural, labels = self._batch(rows)
                     with counting(self.model, cost, beat):
-                        x_adv = self._attack(name, attack, natural, labels, derive_seed(self.seed, name, index))
+                        x_adv = self._attack(name, attack, natural, labels, derive_seed(self.seed, name, index), cost)
                     survive[rows] = self._judge(x_adv, labels, f"results of attack {name!r}").cpu()
                     kept = unfooled[rows]
                     self.state.adversarials[rows[kept]] = x_adv.cpu()[kept]
@@ -309,12 +315,23 @@ class _Run:
         with _seeded(x.device, derive_seed(self.seed, "decision")):
             return _withstands(self.model, x, y, what, self.criterion)
 
-    def _attack(self, name: str, attack: Attack, x: Tensor, y: Tensor, seed: int) -> Tensor:
+    def _attack(self, name: str, attack: Attack, x: Tensor, y: Tensor, seed: int, cost: Cost) -> Tensor:
         """The attack's result as float32 beside x, checked; its randomness comes from `seed` alone."""
-        with _seeded(x.device, seed), torch.enable_grad(), search_precision(x.device):
-            result = attack(self.model, x.clone(), y.clone())  # copies: an attack may work in place
-        self.model.eval()  # an attack of others may leave it in training mode
-        return _checked(name, result, x, self.threat)
+
+        def search(precision: Precision) -> Tensor:
+            half = torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16")
+            with _seeded(x.device, seed), torch.enable_grad(), half:
+                result = attack(self.model, x.clone(), y.clone())  # copies: an attack may work in place
+            self.model.eval()  # an attack of others may leave it in training mode
+            cost.searched_in(precision)
+            return _checked(name, result, x, self.threat)
+
+        if self.half and may_search_in_half(attack) and "fp32" not in cost.precision:
+            try:
+                return search("bf16")
+            except Exception as error:  # whatever a model raises that knows no half precision
+                say(f"attack {name!r} cannot search in bf16 ({in_one_line(error)}): it goes on in fp32")
+        return search("fp32")
 
 
 @contextmanager
@@ -336,6 +353,7 @@ def epsilon_curve(
     epsilons: Iterable[float],
     batch_size: int = 500,
     seed: int = 0,
+    precision: Precision = "fp32",
 ) -> list[CurvePoint]:
     """Robust accuracy under `make_attack(epsilon)` within `make_threat(epsilon)` (such as `Linf`), by rising epsilon.
 
@@ -351,7 +369,9 @@ def epsilon_curve(
             attacks = {f"epsilon {epsilon:.4g}": make_attack(epsilon)}
             survivors = x[left.to(x.device)], y[left.to(y.device)]
             robust[left] = evaluate(
-                model, *survivors, attacks, make_threat(epsilon), batch_size, seed, checks=False
+                *(model, *survivors, attacks, make_threat(epsilon), batch_size, seed),
+                checks=False,
+                precision=precision,
             ).worst
         found = accuracy(robust)
         points.append(CurvePoint(epsilon, found["accuracy"], found["low"], found["high"]))

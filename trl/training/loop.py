@@ -216,7 +216,11 @@ class Run:
         found = [0.0, 0.0]
         if self.share.rank == 0:
             attacks = {"validation": attack}
-            result = evaluate(self.evaluated, data.images, data.labels, attacks, setting.threat, seed=setting.seed)
+            result = evaluate(
+                *(self.evaluated, data.images, data.labels, attacks, setting.threat),
+                seed=setting.seed,
+                precision=self.config.precision,
+            )
             found = [float(result.correct[name].float().mean()) for name in ("clean", "validation")]
         if self.share.size > 1:
             dist.broadcast_object_list(found)

@@ -144,7 +144,7 @@ def test_costs_count_images_through_the_model() -> None:
     found = evaluate(Net(), x, y, attacks, Linf(0.1), batch_size=7)
     counts = {name: (cost.forwards, cost.backwards) for name, cost in found.costs.items()}
     assert counts == {"pgd": (5 * n, 5 * n), "shift": (0, 0), "two/sign": (n, n)}
-    assert found.summary()["cost"]["pgd"] == {"forwards": 5 * n, "backwards": 5 * n}
+    assert found.summary()["cost"]["pgd"] == {"forwards": 5 * n, "backwards": 5 * n, "precision": "fp32"}
     assert all(cost.seconds >= 0 for cost in found.costs.values())
 
 

@@ -159,7 +159,7 @@ def test_a_detector_learns_from_natural_training_images_alone(setting: Setting) 
 
 def test_too_few_validation_images(setting: Setting) -> None:
     few = ImageSet(setting.validation.images[:50], setting.validation.labels[:50])
-    with pytest.raises(TrlError, match=r"50 natural images cannot tell a false-alarm rate of 0\.01: take 100 or more"):
+    with pytest.raises(TrlError, match=r"50 natural images cannot tell a false-alarm rate of 0\.01: take 99 or more"):
         fit_calibrated(setting.model, build_detector("energy"), setting.train, few, 0.01)
 
 
