@@ -9,9 +9,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from functools import partial
+from inspect import getattr_static
 from pathlib import Path, PurePath
 from types import BuiltinFunctionType, FunctionType, MappingProxyType, MethodType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -153,13 +154,15 @@ class Description:
 
     def _object(self, value: Any) -> str:
         """Its class and attributes; where the class is not known, its own repr, or the attributes that are."""
-        is_module = isinstance(value, nn.Module)
+        is_module, kind = isinstance(value, nn.Module), cast(Any, type(value))
         # only of our own objects and of modules do the attributes tell everything
         packages = KNOWN if is_module else KNOWN[:1] if hasattr(value, "__dict__") else ()
-        name, known = self._name(type(value), packages)
-        if not known and not is_module and type(value).__repr__ is not object.__repr__:
+        name, known = self._name(kind, packages)
+        if not known and not is_module and kind.__repr__ is not object.__repr__:
             return f"{name} {re.sub(' at 0x[0-9a-f]+', '', repr(value))}"
-        inside, found = self if known else Description(None, self.modules), []
+        inside = self if known else Description(None, self.modules)
+        # the class itself may have been changed
+        found = [self.text(getattr_static(kind, "forward"))] if is_module else []
         for option, content in getattr(value, "__dict__", {}).items():
             if is_module and option in ("_modules", "training"):
                 continue  # described beside it, and off in an evaluation

@@ -248,6 +248,12 @@ def test_a_changed_model_needs_a_key(change) -> None:
     assert named(model, key="1") != named(key="1")
 
 
+def test_a_class_of_pytorch_that_was_changed_needs_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nn.ReLU, "forward", lambda self, x: x)
+    with pytest.raises(TrlError, match="the model has no key"):
+        named()
+
+
 def test_what_a_model_is_made_of_is_seen() -> None:
     models = [classifier() for _ in range(8)]
     models[1].normalise.mean.fill_(0.4)
