@@ -128,7 +128,8 @@ def _fingerprint(stage: Stage, data: str) -> str:
         "method": recipe.methods[stage.method],
     }
     content: dict[str, Any] = {name: section.model_dump() for name, section in sections.items()}
-    content |= {"seed": stage.seed, "data": data, "code": code, "versions": versions()}
+    here = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()  # and not what it imports to log and to write
+    content |= {"seed": stage.seed, "data": data, "code": [here, code], "versions": versions()}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
