@@ -14,7 +14,6 @@ A peer that is not installed is left out: `pip install -e .[benchmarks]` install
 import argparse
 import copy
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -27,13 +26,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from benchmarks.machine import describe, headline
+from benchmarks.networks import first_images, published, trained_on_digits
 from benchmarks.publish import publish
 from benchmarks.turns import draw, say, take_turns, timed, times
 from trl.attacks import build_attack, pgd
-from trl.data import load_dataset
 from trl.device import choose_device
 from trl.evaluation import evaluate
 from trl.models import build_model
@@ -194,34 +192,13 @@ def reference_autoattack(
 
 def robust_network(sizes: Sizes, device: str, seed: int) -> tuple[str, nn.Module, Tensor, Tensor, float]:
     """Its name, the network, test images, labels and epsilon."""
-    raw = os.environ.get("TRL_RAW_DATA")
-    weights = Path(raw or "") / "models/fast_adversarial_mnist/fgsm.pth"
-    if raw and weights.exists():
-        model, dataset = build_model("strided_cnn", 10, (1, 28, 28)), load_dataset("mnist", Path(raw))
-        published = torch.load(weights, map_location="cpu", weights_only=True)  # the same layers under other names
-        model.load_state_dict(dict(zip(model.state_dict(), published.values(), strict=True)))
+    if found := published("fgsm.pth"):
         name, epsilon = "fast_adversarial_mnist/fgsm.pth (Wong, Rice & Kolter 2020)", 0.3
     else:
-        dataset, epsilon = load_dataset("digits"), 0.1
-        torch.manual_seed(seed)
-        model = build_model("strided_cnn", 10, dataset.train.shape)
-        train_robustly(model, dataset.train.images.float() / 255, dataset.train.labels, epsilon, sizes.epochs)
-        name = f"strided_cnn, {sizes.epochs} epochs of adversarial training on digits"
-    test = dataset.test
-    x, y = test.images[: sizes.images].float() / 255, test.labels[: sizes.images]
-    return name, model.eval().to(device), x.to(device), y.to(device), epsilon
-
-
-def train_robustly(model: nn.Module, x: Tensor, y: Tensor, epsilon: float, epochs: int) -> None:
-    optimizer = torch.optim.Adam(model.parameters(), 2e-3)
-    for epoch in range(epochs):
-        if epoch % 10 == 0:
-            say(f"training a robust network: epoch {epoch} of {epochs}")
-        for rows in torch.randperm(len(x)).split(100):
-            x_adv = pgd(model, x[rows], y[rows], Linf(epsilon * min(1, 2 * (epoch + 1) / epochs)), steps=5)
-            optimizer.zero_grad()
-            cross_entropy(model(x_adv), y[rows]).backward()
-            optimizer.step()
+        name, epsilon = f"strided_cnn, {sizes.epochs} epochs of adversarial training on digits", 0.1
+        found = trained_on_digits(epsilon, sizes.epochs, seed)
+    model, dataset = found
+    return name, model.to(device), *first_images(dataset, sizes.images, device), epsilon
 
 
 def share(flags: Tensor) -> float:
