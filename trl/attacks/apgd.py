@@ -21,9 +21,10 @@ from trl.attacks.restarts import Kept
 from trl.errors import TrlError
 from trl.number import Count
 from trl.precision import searches_in_half
-from trl.threat import L1, Threat, column
+from trl.threat import L1, Linf, Threat, column, length
 
 ROUGH = 0.5  # share of the steps that follow the caller's autocast: half precision cannot place the last ones
+NOISE = 0.004  # of an image's largest gradient: about what half precision adds
 
 Objective = Callable[[Tensor], Loss]  # the loss to use, given the class [n] that each sample is led to
 
@@ -73,7 +74,8 @@ def apgd_t(
     """APGD-T: `apgd` on the targeted DLR loss, towards each of the `targets` most likely other classes in turn.
 
     Likely at `x`; there are at most as many as the model has other classes. Each run is on the samples on which no
-    earlier one succeeded. See `apgd` for the rest.
+    earlier one succeeded. In linf the gradients get a little noise, which is not of the paper: where a network masks
+    its gradients, the signs of the smallest ones hold the search in place. See `apgd` for the rest.
     """
     check_positive(steps=steps, targets=targets)
     if isinstance(criterion, Targeted):
@@ -85,7 +87,7 @@ def apgd_t(
         runs = _Runs(model, x, y, threat, criterion, classes, steps)
         others = logits_of(model, x, classes).scatter(1, y[:, None], -torch.inf)
         for target in others.topk(min(targets, others.shape[1] - 1)).indices.unbind(1):
-            runs.run(lambda target: lambda logits, y: targeted_dlr(logits, y, target), target)
+            runs.run(lambda target: lambda logits, y: targeted_dlr(logits, y, target), target, noisy=True)
         return runs.kept.images
 
 
@@ -113,14 +115,15 @@ class _Runs:
         met, loss = judge(self.model, x, y, criterion, criterion.loss(cross_entropy), classes)
         self.kept = Kept(x.clamp(0, 1), met, torch.full_like(loss, -torch.inf))
 
-    def run(self, objective: Objective, target: Tensor) -> None:
-        """One more run, towards `target` [n] if the `objective` heeds it."""
+    def run(self, objective: Objective, target: Tensor, *, noisy: bool = False) -> None:
+        """One more run, towards `target` [n] if the `objective` heeds it; `noisy`: see `_Noisy`."""
         rows = self.kept.left()
         if len(rows) == 0:
             return
         x, target, threat = self.x[rows], target[rows], self.threat
         if not isinstance(threat, L1):
-            _Momentum(self, threat, objective, rows, target, threat.random_start(x), final=True).run(self.steps)
+            climb = _Noisy if noisy else _Momentum
+            climb(self, threat, objective, rows, target, threat.random_start(x), final=True).run(self.steps)
             return
         # 3, 2 and 1 times epsilon for 30, 30 and 40 % of the steps: the second paper's multi-epsilon scheme
         x_adv, ends = x + torch.randn_like(x), (0, self.steps * 3 // 10, self.steps * 6 // 10, self.steps)
@@ -286,6 +289,17 @@ class _Momentum(_Search):
         self.rises.zero_()
         self._restart(self.halved)
         self.size = torch.where(column(self.halved, self.x), self.size / 2, self.size)
+
+
+class _Noisy(_Momentum):
+    """The same; in linf, where a step has only the gradients' signs, those of the smallest are drawn at random."""
+
+    def move(self, step: int) -> None:
+        """x ← the same, along the gradient and noise."""
+        if isinstance(self.threat, Linf):
+            largest = length(self.gradient, "linf")
+            self.gradient = torch.addcmul(self.gradient, torch.randn_like(self.gradient), largest, value=NOISE)
+        super().move(step)
 
 
 class _Sparse(_Search):

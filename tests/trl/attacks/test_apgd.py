@@ -207,6 +207,20 @@ def test_runs_towards_the_likeliest_other_classes(classes: int, targets: int, ru
         assert margins[-1] == pytest.approx((model(x)[0, target] - model(x)[0, 0] + slope).item(), rel=2e-2)
 
 
+def test_small_gradients_do_not_hold_the_targeted_form_in_place() -> None:
+    """Each value but the first gains above 0.7, and below has a slight slope away from there, which APGD obeys."""
+
+    class Masked(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            margin = (10 * (x - 0.7).relu() - 1e-4 * x).sum(1) + 0.1 * x[:, 0] - 1000
+            return torch.stack([torch.zeros_like(margin), margin], 1)
+
+    x, y = torch.full((10, 50), 0.5), torch.zeros(10, dtype=torch.long)
+    high = [(attack(Masked(), x, y, Linf(0.3)) > 0.79).float().mean() for attack in (apgd, apgd_t)]
+    assert high[0] < 0.3
+    assert high[1] > 0.9
+
+
 def test_under_autocast_the_second_half_is_in_full_precision() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3))
