@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from trl.attacks.criterion import MISCLASSIFIED, Criterion
+from trl.attacks.hyperplane import steepest_step
 from trl.attacks.inner import ascent, check_input, frozen
 from trl.attacks.losses import cross_entropy
 from trl.precision import searches_in_half
@@ -11,10 +12,13 @@ from trl.threat import Threat
 
 @searches_in_half
 def fgsm(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, criterion: Criterion = MISCLASSIFIED) -> Tensor:
-    """One step of size epsilon from `x` along the steepest ascent of cross-entropy; see the package for the rest."""
+    """The one step from `x` within the threat's ball and [0, 1] along which cross-entropy, linearised, rises most.
+
+    In l2 and l1 what the box stops at one value goes to the others. See the package for the rest.
+    """
     with frozen(model):
         x, y, classes = check_input(x, y)
         if len(x) == 0:
             return x.clone()
         gradient = ascent(criterion.view(model), x, y, criterion.loss(cross_entropy), classes).gradient
-        return threat.project(threat.ascend(x, gradient, threat.epsilon), x)
+        return threat.project(x + steepest_step(x, gradient, threat.epsilon, threat.name), x)

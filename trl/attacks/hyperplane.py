@@ -1,4 +1,4 @@
-"""The nearest point of a hyperplane inside the box [0, 1], in the norms linf, l2 and l1: the step of FAB and DeepFool.
+"""Linear problems in a ball and the box [0, 1], in the norms linf, l2 and l1: the steps of FAB, DeepFool and FGSM.
 
 A batch of points [n,…], each with its own hyperplane. A few passes over the values take the place of sorting them, and
 nothing is read back from a GPU.
@@ -32,13 +32,37 @@ def step_to_hyperplane(x: Tensor, normal: Tensor, value: Tensor, norm: str) -> T
     return torch.cat([_step(x, normal, value, norm) for x, normal, value in zip(*parts, strict=True)])
 
 
+def steepest_step(x: Tensor, gradient: Tensor, epsilon: float, norm: str) -> Tensor:
+    """The step d of at most `epsilon` in `norm`, with x + d in [0, 1], along which ⟨gradient, d⟩ is the highest."""
+    room, weight = _room(x, gradient), _scaled(gradient.abs())[0]
+    amount = column(x.new_full((len(x),), epsilon), x)
+    if norm == "linf":
+        size = room.clamp(max=epsilon)
+    elif norm == "l1":
+        size = _in_turn(room, weight, torch.ones_like(weight), amount)
+    else:  # proportional to the weights until the box stops a value: squares are piecewise linear in the squared level
+        breaks = room / weight.clamp(min=1e-15)
+        level = _level(breaks.square(), weight.square(), amount.square()).sqrt_()
+        size = torch.minimum(room, weight * level)
+    return size * gradient.sign()
+
+
 def _step(x: Tensor, normal: Tensor, value: Tensor, norm: str) -> Tensor:
-    weight, value = normal.abs(), column(value.to(x.dtype).nan_to_num(nan=0.0), x)
-    scale = weight.amax(dims_of(x), keepdim=True).clamp_(min=torch.finfo(x.dtype).tiny)
+    value = column(value.to(x.dtype).nan_to_num(nan=0.0), x)
+    weight, scale = _scaled(normal.abs())
     direction = normal * -value.sign()
-    # how far each value can go: up to 1 if it is to rise, down to 0 if it is to fall
-    room = torch.gt(direction, 0, out=torch.empty_like(x)).sub_(x).abs_()
-    return _STEPS[norm](room, weight.div_(scale), value.abs() / scale).mul_(direction.sign_())
+    return _STEPS[norm](_room(x, direction), weight, value.abs() / scale).mul_(direction.sign_())
+
+
+def _scaled(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The weights ≥ 0 over the largest of each sample, and that."""
+    scale = weight.amax(dims_of(weight), keepdim=True).clamp_(min=torch.finfo(weight.dtype).tiny)
+    return weight.div_(scale), scale
+
+
+def _room(x: Tensor, direction: Tensor) -> Tensor:
+    """How far each value can go: up to 1 if it is to rise, down to 0 if it is to fall."""
+    return torch.gt(direction, 0, out=torch.empty_like(x)).sub_(x).abs_()
 
 
 def _linf(room: Tensor, weight: Tensor, amount: Tensor) -> Tensor:
@@ -74,12 +98,17 @@ def _level(breaks: Tensor, slope: Tensor, amount: Tensor) -> Tensor:
 
 def _l1(room: Tensor, weight: Tensor, amount: Tensor) -> Tensor:
     """The values of greatest weight go all the way, one after the other."""
-    shape, (room, weight, amount) = room.shape, (t.flatten(1) for t in (room, weight, amount))
-    weight, order = weight.sort(descending=True)
-    room = room.gather(1, order)
-    gain = weight * room
-    left = amount - gain.cumsum(1).sub_(gain)
-    steps = left.div_(weight.clamp_(min=torch.finfo(weight.dtype).tiny)).clamp_(min=0)
+    return _in_turn(room, weight, weight, amount)
+
+
+def _in_turn(room: Tensor, weight: Tensor, price: Tensor, amount: Tensor) -> Tensor:
+    """From the greatest weight on, each value goes all the way at its `price` until `amount` is spent."""
+    shape, (room, weight, price, amount) = room.shape, (t.flatten(1) for t in (room, weight, price, amount))
+    order = weight.argsort(descending=True)
+    room, price = room.gather(1, order), price.gather(1, order)
+    cost = price * room
+    left = amount - cost.cumsum(1).sub_(cost)
+    steps = left.div_(price.clamp_(min=torch.finfo(price.dtype).tiny)).clamp_(min=0)
     return torch.empty_like(room).scatter_(1, order, torch.minimum(steps, room)).view(shape)
 
 

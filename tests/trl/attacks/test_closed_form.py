@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
+from scipy import optimize
 from torch import Tensor, nn
 
 from trl.attacks import build_attack
@@ -89,6 +91,31 @@ def test_box_cuts_the_linf_optimum(
     best = (room * weight.abs()).sum(1)
     assert (best < 0.25 * weight.norm(1) - 1e-3).sum() > N / 2  # the box matters
     torch.testing.assert_close(margin(x) - margin(x_adv), best, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(("norm", "epsilon"), [("l1", 2.0), ("l2", 0.9), ("linf", 0.3)])
+@models
+def test_fgsm_is_the_highest_point_of_ball_and_box(
+    setting: Callable[[], tuple[nn.Module, Callable[[Tensor], Tensor], Tensor]], norm: str, epsilon: float
+) -> None:
+    """Against a general solver, on images with values at the ends of the box."""
+    model, margin, weight = setting()
+    x = torch.rand(N, D, generator=torch.Generator().manual_seed(4), dtype=torch.float64).mul(1.4).sub(0.2).clamp(0, 1)
+    threat = build_threat(norm, epsilon)
+    x_adv = build_attack("fgsm", threat)(model, x, torch.zeros(N, dtype=torch.long))
+    assert (threat.distance(x_adv, x) > epsilon * (1 - 1e-9)).all()  # spent
+    room, slope = torch.where(weight > 0, x, 1 - x).numpy(), weight.abs().numpy()
+    size = {"l1": lambda d: d.sum(), "l2": lambda d: (d**2).sum() / epsilon, "linf": lambda d: d.max()}[norm]
+    for i in range(N):
+        best = optimize.minimize(
+            lambda d: -d @ slope,
+            np.full(D, 1e-3),
+            bounds=[(0, min(r, epsilon)) for r in room[i]],
+            constraints=[] if norm == "linf" else {"type": "ineq", "fun": lambda d: epsilon - size(d)},
+            method="SLSQP",
+            options={"ftol": 1e-12, "maxiter": 500},
+        )
+        assert (margin(x) - margin(x_adv))[i].item() == pytest.approx(-best.fun, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["bim", "mim", "apgd", "apgd_t"])  # PGD's random start takes long to be gathered
