@@ -14,6 +14,8 @@ from trl.threat import column, length
 
 DUAL = {"linf": "l1", "l2": "l2", "l1": "linf"}  # the steepest step of size 1 climbs by this norm of the gradient
 
+SAFE = 100  # roundings of a logit: float32 sums of a network's layers differ by about 10 from one batch size to another
+
 
 class Boundary(NamedTuple):
     """Per sample, a hyperplane value + ⟨normal, d⟩ = 0 for steps d from x, positive where x + d is a success.
@@ -40,6 +42,16 @@ def rivals(outputs: Tensor, y: Tensor, criterion: Criterion, most: int | None = 
         )
     others = outputs.shape[1] - 1
     return outputs.scatter(1, y[:, None], -torch.inf).topk(min(most or others, others), dim=1).indices
+
+
+def safe_margin(outputs: Tensor, y: Tensor) -> Tensor:
+    """The margin [n] beyond a boundary that rounding, as of another batch size, does not undo, given the outputs at x.
+
+    It is relative to the logits of y and the highest other class, since masked ones are of any size.
+    """
+    own, margin = outputs.gather(1, y[:, None]).squeeze(1), cw_margin(outputs, y)
+    scale = torch.maximum(own.abs(), (own + margin).abs()).nan_to_num(nan=0.0, posinf=0.0)
+    return SAFE * torch.finfo(outputs.dtype).eps * scale
 
 
 def nearest_boundary(

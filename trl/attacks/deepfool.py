@@ -3,10 +3,11 @@
 import torch
 from torch import Tensor, nn
 
-from trl.attacks.boundary import nearest_boundary, rivals
+from trl.attacks.boundary import nearest_boundary, rivals, safe_margin
 from trl.attacks.criterion import MISCLASSIFIED, Criterion
 from trl.attacks.hyperplane import step_to_hyperplane
 from trl.attacks.inner import check_input, check_positive, frozen, logits_of
+from trl.attacks.losses import cw_margin
 from trl.number import Count, NonNegative
 from trl.threat import Threat
 
@@ -24,7 +25,7 @@ def deepfool(
     overshoot: NonNegative = 0.02,
     classes: Count = 10,
 ) -> Tensor:
-    """Smallest steps onto the nearest linearised boundary, times 1 + `overshoot`, until the criterion is met.
+    """Smallest steps beyond the nearest linearised boundary, by a share `overshoot`, until the criterion is met.
 
     Boundaries with the `classes` other classes that are most likely at x are looked at (`Targeted`: the boundary of y):
     a step costs one forward and as many backwards. Unlike in the paper, steps keep to [0, 1] from the start, in any of
@@ -37,18 +38,23 @@ def deepfool(
         x, y, known = check_input(x, y)
         if len(x) == 0:
             return x.clone()
-        others = rivals(logits_of(viewed, x, known), y, criterion, classes)
+        outputs, margin = logits_of(viewed, x, known), criterion.loss(cw_margin)
+        others, safe = rivals(outputs, y, criterion, classes), safe_margin(outputs, y)
+        met = criterion.met(outputs, y)  # as it is, x need not be beyond the boundary by anything
         ends, point, rows = x.clone(), x, torch.arange(len(x), device=x.device)
         for step in range(steps):
             plane = nearest_boundary(viewed, point, y[rows], others[rows], criterion, threat.name, known)
-            normal, value, met = plane.normal, plane.value, criterion.met(plane.outputs, y[rows])
+            normal, value = plane.normal, plane.value
+            met = met | (margin(plane.outputs, y[rows]) > safe[rows])
             if step % CHECK == 0:
                 ends[rows] = point
                 left = (~met).nonzero().squeeze(1)
                 if len(left) == 0:
                     break
                 rows, point, normal, value, met = (t[left] for t in (rows, point, normal, value, met))
-            move = step_to_hyperplane(point, normal, value.to(x.dtype).masked_fill(met, 0.0), threat.name)
-            point = torch.add(point, move, alpha=1 + overshoot).clamp_(0, 1)
+            # aimed beyond the boundary, since the box cuts a longer step; by a bit at least, since values may vanish
+            aimed = (1 + overshoot) * (value - 2 * safe[rows])
+            move = step_to_hyperplane(point, normal, aimed.to(x.dtype).masked_fill(met, 0.0), threat.name)
+            point = torch.add(point, move).clamp_(0, 1)
         ends[rows] = point
         return threat.project(ends, x)

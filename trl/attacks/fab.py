@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from trl.attacks.boundary import nearest_boundary, rivals
+from trl.attacks.boundary import nearest_boundary, rivals, safe_margin
 from trl.attacks.criterion import MISCLASSIFIED, Criterion, Misclassified
 from trl.attacks.hyperplane import step_to_hyperplane
 from trl.attacks.inner import check_input, check_positive, frozen, judge, logits_of
@@ -19,6 +19,7 @@ from trl.threat import Threat, column, dims_of, length
 
 LEAVE = 2  # every so many steps, samples that are done leave the batch …
 CHECK = 10  # … and every so many, a multiple of it, those that are hopeless
+PATIENCE = 5  # after one step in so many, a sample without success is drawn to x no more
 FINAL_STEPS = 3  # of the final search (section 3.3)
 
 
@@ -40,11 +41,12 @@ def fab(
 
     A step goes `eta` times as far as the boundary seems to be, and by a share of at most `alpha_max` from x instead of
     the last point (equation 9); a success is drawn back to `beta` of its distance (equation 10). The first run is from
-    `x`, the other `restarts` from random points near it. A step costs one forward and, with k classes, k - 1 backwards.
+    `x`, the other `restarts` from random points near it. A step costs two forwards and, of k classes, k - 1 backwards.
 
     The result is the smallest success found if that is within the threat's ball, or else its projection onto the ball.
-    `minimize` False ends with the first success within the ball, and a run on a sample as soon as its distance falls
-    too slowly to get there. True goes on to the smallest norm: with a large epsilon, a minimal-norm attack.
+    A success is beyond the boundary by more than rounding, so that it stays one in a batch of another size.
+    `minimize` False ends with the first success within the ball, and in linf a run on a sample as soon as its distance
+    falls too slowly to get there. True goes on to the smallest norm: with a large epsilon, a minimal-norm attack.
     See the package for the rest. TrlError for a criterion that is not about which logit is the highest.
     """
     search = _Search(threat, criterion, steps, restarts, alpha_max, eta, beta, minimize)
@@ -68,7 +70,7 @@ def fab_t(
 ) -> Tensor:
     """FAB-T of AutoAttack (Croce & Hein 2020, arXiv 2003.01690): `fab` to the boundary with one other class at a time.
 
-    These are the `targets` other classes that are most likely at x, or as many as there are. A step costs one forward
+    These are the `targets` other classes that are most likely at x, or as many as there are. A step costs two forwards
     and one backward, however many classes there are; any class but y is a success. TrlError for another criterion.
     """
     if not isinstance(criterion, Misclassified):
@@ -101,6 +103,7 @@ class _Search:
             if len(x) == 0:
                 return x.clone()
             outputs = logits_of(model, x, classes)
+            safe = safe_margin(outputs, y)
             others = rivals(outputs, y, self.criterion, self.targets)
             nearest = x.clamp(0, 1)
             done = self.criterion.met(outputs, y)  # a success within the ball, in full precision
@@ -111,10 +114,11 @@ class _Search:
                     if len(left) == 0:
                         break
                     start = self._random_start(x[left], distance[left]) if restart else x[left]
-                    found, size = self._run(model, x[left], y[left], led[left], start, classes)
-                    found, size = self._final_search(model, x[left], y[left], found, size, classes)
+                    found, size = self._run(model, x[left], y[left], led[left], safe[left], start, classes)
+                    found, size = self._final_search(model, x[left], y[left], safe[left], found, size, classes)
                     inside = self.threat.project(found, x[left])
-                    met, _ = judge(model, inside, y[left], self.criterion, loss, classes)
+                    _, margin = judge(model, inside, y[left], self.criterion, loss, classes)
+                    met = margin > safe[left]
                     better = (met & ~done[left]) | ((met == done[left]) & (size <= distance[left]))
                     found = torch.where(column(met, x), inside, found)
                     size = torch.where(met, self.threat.distance(inside, x[left]).to(size.dtype), size)
@@ -129,7 +133,7 @@ class _Search:
         return torch.lerp(x, ball.random_start(x), column(share, x))
 
     def _run(
-        self, model: nn.Module, x: Tensor, y: Tensor, led: Tensor, start: Tensor, classes: int
+        self, model: nn.Module, x: Tensor, y: Tensor, led: Tensor, safe: Tensor, start: Tensor, classes: int
     ) -> tuple[Tensor, Tensor]:
         """The smallest success found, or the last point, and its distance [n], inf if it is none (algorithm 1)."""
         norm, dims = self.threat.name, dims_of(x)
@@ -137,20 +141,10 @@ class _Search:
         point, found, best = start, start, column(x.new_full((len(x),), torch.inf), x)
         earlier = last = best  # at the last checks
         all_found, all_best = x.clone(), best.clone()
-        for step in range(self.steps + 1):
-            normal, value, outputs = nearest_boundary(model, point, y, led, self.criterion, norm, classes)
-            met, value = column(self.criterion.met(outputs, y), x), column(value.to(x.dtype), x)
-            change = point - x
-            size = length(change, norm)
-            better = met & (size < best)
-            best = torch.where(better, size, best)
-            # weights of 0 and 1 choose exactly, and faster than where
-            found = torch.lerp(found, point, (better | best.isinf()).to(x.dtype))
-            if step == self.steps:
-                break
+        for step in range(self.steps):
             if step % LEAVE == 0 and not self.minimize:
                 going = best > self.threat.epsilon
-                if step % CHECK == 0:
+                if step % CHECK == 0 and norm == "linf":  # in l2 and l1 a distance may stand still for long, then fall
                     going &= self._hopeful(best, earlier, step)
                     earlier, last = last, best
                 keep = going.flatten().nonzero().squeeze(1)
@@ -159,18 +153,27 @@ class _Search:
                         break
                     all_found[rows], all_best[rows] = found, best
                     x, y, led, rows, point, found = (t[keep] for t in (x, y, led, rows, point, found))
-                    best, earlier, last = (t[keep] for t in (best, earlier, last))
-                    normal, value, met, change = (t[keep] for t in (normal, value, met, change))
-            # Successes are drawn back to x. The linearisation at the point before serves for the one after, too: that
-            # saves a forward and a backward, and finds smaller norms (by 2 % on the networks we tried).
-            climbed = change.mul_(normal).sum(dims, keepdim=True)
-            share = 1 - (1 - self.beta) * met.to(x.dtype)
-            point = torch.lerp(x, point, share)
-            from_point = step_to_hyperplane(point, normal, (value - (1 - share) * climbed).flatten(), norm)
-            from_x = step_to_hyperplane(x, normal, (value - climbed).flatten(), norm)
+                    best, earlier, last, safe = (t[keep] for t in (best, earlier, last, safe))
+            normal, value, _ = nearest_boundary(model, point, y, led, self.criterion, norm, classes)
+            # in l1 nearly all values that move end at the box, which would take the overshoot away: there aim further
+            aim = self.eta if norm == "l1" else 1.0
+            value = aim * (value - 2 * safe).to(x.dtype)
+            climbed = aim * ((point - x) * normal).sum(dims)
+            from_point = step_to_hyperplane(point, normal, value, norm)
+            from_x = step_to_hyperplane(x, normal, value - climbed, norm)
             near, far = length(from_point, norm).clamp_(min=1e-8), length(from_x, norm).clamp_(min=1e-8)
             alpha = (near / (near + far)).clamp_(max=self.alpha_max)
-            point = torch.lerp(point, x, alpha).add_(from_point.lerp_(from_x, alpha), alpha=self.eta).clamp_(0, 1)
+            if step >= self.steps // PATIENCE:  # the pull to x can hold a sample on the wrong side
+                alpha = alpha.masked_fill(best.isinf(), 0)
+            point = torch.lerp(point, x, alpha).add_(from_point.lerp_(from_x, alpha), alpha=self.eta / aim).clamp_(0, 1)
+            outputs = logits_of(model, point, classes)
+            met = column(self.criterion.loss(cw_margin)(outputs, y) > safe, x)
+            size = length(point - x, norm)
+            better = met & (size < best)
+            best = torch.where(better, size, best)
+            # weights of 0 and 1 choose exactly, and faster than where
+            found = torch.lerp(found, point, (better | best.isinf()).to(x.dtype))
+            point = torch.lerp(x, point, 1 - (1 - self.beta) * met.to(x.dtype))
         all_found[rows], all_best[rows] = found, best
         return all_found, all_best.flatten()
 
@@ -180,7 +183,7 @@ class _Search:
         return best.isinf() | earlier.isinf() | (missing <= pace * (self.steps - step))
 
     def _final_search(
-        self, model: nn.Module, x: Tensor, y: Tensor, found: Tensor, size: Tensor, classes: int
+        self, model: nn.Module, x: Tensor, y: Tensor, safe: Tensor, found: Tensor, size: Tensor, classes: int
     ) -> tuple[Tensor, Tensor]:
         """Successes moved back to the boundary on their lines to x, by false position on the margin in full precision.
 
@@ -192,15 +195,15 @@ class _Search:
         rows = ((size > near) & (size < far)).nonzero().squeeze(1)
         if len(rows) == 0:
             return found, size
-        x, y, end = x[rows], y[rows], found[rows]
-        (_, low_value), (_, high_value) = (judge(model, t, y, self.criterion, loss, classes) for t in (x, end))
+        x, y, safe, end = x[rows], y[rows], safe[rows], found[rows]
+        low_value, high_value = (judge(model, t, y, self.criterion, loss, classes)[1] - safe for t in (x, end))
         low, high = torch.zeros_like(low_value), torch.ones_like(high_value)
         for _ in range(FINAL_STEPS):
             share = (low_value / (low_value - high_value)).nan_to_num(nan=1.0).clamp(0, 1)
             middle = torch.lerp(low, high, 0.99 * share + 0.01)  # beyond the boundary, rather than just before it
-            met, value = judge(
-                model, torch.lerp(x, end, column(middle.to(x.dtype), x)), y, self.criterion, loss, classes
-            )
+            between = torch.lerp(x, end, column(middle.to(x.dtype), x))
+            value = judge(model, between, y, self.criterion, loss, classes)[1] - safe
+            met = value > 0
             low, low_value = torch.where(met, low, middle), torch.where(met, low_value, value)
             high, high_value = torch.where(met, middle, high), torch.where(met, value, high_value)
         found[rows] = end = torch.lerp(x, end, column(high.to(x.dtype), x))
