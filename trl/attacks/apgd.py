@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from trl.attacks.criterion import MISCLASSIFIED, Criterion, Targeted
+from trl.attacks.criterion import MISCLASSIFIED, Criterion, Targeted, check_criterion
 from trl.attacks.inner import ascent, check_input, check_positive, frozen, judge, logits_of
 from trl.attacks.losses import Loss, cross_entropy, loss_called
 from trl.attacks.restarts import Kept
@@ -48,6 +48,7 @@ def apgd(
     does, or else the iterate that does. Further restarts run on the other samples; what is left in the end is the
     iterate with the highest loss. A restart costs `steps` gradients at most.
     """
+    check_criterion(criterion)
     check_positive(steps=steps, restarts=restarts)
     ascended = loss_called(loss)
     with frozen(model):
@@ -77,6 +78,7 @@ def apgd_t(
     earlier one succeeded. In linf the gradients get a little noise, which is not of the paper: where a network masks
     its gradients, the signs of the smallest ones hold the search in place. See `apgd` for the rest.
     """
+    check_criterion(criterion)
     check_positive(steps=steps, targets=targets)
     if isinstance(criterion, Targeted):
         raise TrlError("apgd_t chooses its target classes itself; use apgd to reach a given class")

@@ -6,7 +6,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from trl.attacks.apgd import apgd, apgd_t
-from trl.attacks.criterion import MISCLASSIFIED, Criterion, Misclassified
+from trl.attacks.criterion import MISCLASSIFIED, Criterion, Misclassified, check_criterion
 from trl.attacks.ensemble import Ensemble
 from trl.attacks.eot import EoT
 from trl.attacks.fab import fab, fab_t
@@ -52,6 +52,7 @@ def build_autoattack(
     parts: tuple[Part, ...] = (),
 ) -> Ensemble:
     """What `autoattack` runs, as an ensemble whose parts `evaluate` runs, counts and resumes one by one."""
+    check_criterion(criterion)
     if not isinstance(criterion, Misclassified):
         raise TrlError("autoattack ends in any other class than y; take apgd or square for another criterion")
     if (version == "custom") != bool(parts):

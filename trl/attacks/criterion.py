@@ -11,6 +11,7 @@ from trl.arrays import digest
 from trl.attacks.losses import Loss, dlr
 from trl.detectors.base import Detector
 from trl.detectors.observe import observe
+from trl.errors import TrlError
 
 Strategy = Literal["joint", "selective", "orthogonal"]
 UNMET = 1e9  # how far the loss of a sample that fails the first criterion is below that of one which meets it
@@ -105,6 +106,8 @@ class Both(Criterion):
     """
 
     def __init__(self, first: Criterion, second: Criterion, strategy: Strategy = "joint") -> None:
+        check_criterion(first)
+        check_criterion(second)
         self.first, self.second, self.strategy = first, second, strategy
         self.detectors = first.detectors + second.detectors
 
@@ -181,6 +184,13 @@ class Scored(nn.Module):
             logits, seen = observe(self.model, x, detector.reads)
             columns.append(detector.score(seen)[:, None])
         return torch.cat([logits.double(), *columns], 1)
+
+
+def check_criterion(criterion: object) -> None:
+    """TrlError unless it is a criterion: not its class, for one."""
+    if not isinstance(criterion, Criterion):
+        hint = f"{criterion.__name__}()" if isinstance(criterion, type) else "Misclassified() or Targeted()"
+        raise TrlError(f"criterion must be a Criterion, not {criterion!r}; use an instance such as {hint}")
 
 
 MISCLASSIFIED = Misclassified()

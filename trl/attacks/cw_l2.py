@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from trl.attacks.criterion import MISCLASSIFIED, Criterion
+from trl.attacks.criterion import MISCLASSIFIED, Criterion, check_criterion
 from trl.attacks.inner import ascent, check_input, check_positive, frozen, judge
 from trl.attacks.losses import cw_margin
 from trl.errors import TrlError
@@ -40,6 +40,7 @@ def cw_l2(
     met with none ends where the last search did, and one that is a success already stays as it is. In full precision,
     also under autocast. TrlError unless the threat is l2.
     """
+    check_criterion(criterion)
     check_positive(steps=steps, binary_steps=binary_steps, step_size=step_size, initial_c=initial_c)
     if threat.name != "l2":
         raise TrlError(f"cw_l2 needs an l2 threat, not {threat.name}; use norm l2, or another attack such as apgd")

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from trl.attacks.boundary import nearest_boundary, rivals, safe_margin
-from trl.attacks.criterion import MISCLASSIFIED, Criterion
+from trl.attacks.criterion import MISCLASSIFIED, Criterion, check_criterion
 from trl.attacks.hyperplane import step_to_hyperplane
 from trl.attacks.inner import check_input, check_positive, frozen, logits_of
 from trl.attacks.losses import cw_margin
@@ -32,6 +32,7 @@ def deepfool(
     the norms. The search minimises the distance whatever epsilon is; a point that ends outside the threat's ball is
     projected onto it. See the package for the rest. TrlError for a criterion that is not about the highest logit.
     """
+    check_criterion(criterion)
     check_positive(steps=steps, classes=classes)
     viewed = criterion.view(model)
     with frozen(model):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from trl.attacks.boundary import nearest_boundary, rivals, safe_margin
-from trl.attacks.criterion import MISCLASSIFIED, Criterion, Misclassified
+from trl.attacks.criterion import MISCLASSIFIED, Criterion, Misclassified, check_criterion
 from trl.attacks.hyperplane import step_to_hyperplane
 from trl.attacks.inner import check_input, check_positive, frozen, judge, logits_of
 from trl.attacks.losses import cw_margin
@@ -73,6 +73,7 @@ def fab_t(
     These are the `targets` other classes that are most likely at x, or as many as there are. A step costs two forwards
     and one backward, however many classes there are; any class but y is a success. TrlError for another criterion.
     """
+    check_criterion(criterion)
     if not isinstance(criterion, Misclassified):
         raise TrlError("fab_t chooses the classes to lead to by itself; use fab with a targeted criterion")
     check_positive(targets=targets)
@@ -93,6 +94,7 @@ class _Search:
     targets: int | None = None  # lead to one class at a time; None: to the nearest of all
 
     def __post_init__(self) -> None:
+        check_criterion(self.criterion)
         check_positive(steps=self.steps, restarts=self.restarts, eta=self.eta)
 
     def attack(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from trl.attacks.criterion import MISCLASSIFIED, Criterion
+from trl.attacks.criterion import MISCLASSIFIED, Criterion, check_criterion
 from trl.attacks.hyperplane import steepest_step
 from trl.attacks.inner import ascent, check_input, frozen
 from trl.attacks.losses import cross_entropy
@@ -16,6 +16,7 @@ def fgsm(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, criterion: Crit
 
     In l2 and l1 what the box stops at one value goes to the others. See the package for the rest.
     """
+    check_criterion(criterion)
     with frozen(model):
         x, y, classes = check_input(x, y)
         if len(x) == 0:

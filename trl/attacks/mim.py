@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from trl.attacks.criterion import MISCLASSIFIED, Criterion
+from trl.attacks.criterion import MISCLASSIFIED, Criterion, check_criterion
 from trl.attacks.inner import ascent, check_input, check_positive, frozen
 from trl.attacks.losses import cross_entropy
 from trl.number import Count, NonNegative, Positive
@@ -28,6 +28,7 @@ def mim(
     The gradient is normalised per sample; its mean instead of its sum (equation 6) only scales g.
     `step_size` None is 2.5·epsilon/steps. See the package for the rest.
     """
+    check_criterion(criterion)
     check_positive(steps=steps, step_size=step_size)
     step = 2.5 * threat.epsilon / steps if step_size is None else step_size
     ascended, viewed = criterion.loss(cross_entropy), criterion.view(model)

@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from trl.attacks.criterion import MISCLASSIFIED, Criterion
+from trl.attacks.criterion import MISCLASSIFIED, Criterion, check_criterion
 from trl.attacks.inner import ascent, check_input, check_positive, frozen, judge
 from trl.attacks.losses import loss_called
 from trl.attacks.restarts import Kept
@@ -38,6 +38,7 @@ def pgd(
     criterion (in full precision), or else the one with the highest loss. If the criterion has detectors, the iterate
     with the highest loss stands for the last one, which swings from one goal to the other. See the package for more.
     """
+    check_criterion(criterion)
     check_positive(steps=steps, step_size=step_size, restarts=restarts)
     ascended, viewed = criterion.loss(loss_called(loss)), criterion.view(model)
     if restarts > 1 and not random_start:

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from trl.attacks.criterion import MISCLASSIFIED, Criterion
+from trl.attacks.criterion import MISCLASSIFIED, Criterion, check_criterion
 from trl.attacks.inner import check_input, check_positive, frozen, judge, logits_of
 from trl.attacks.losses import loss_called
 from trl.attacks.restarts import Kept
@@ -50,6 +50,7 @@ def square(
     Squares need images: [n,d] are taken as 1×d pixels, where a window is a segment, [n,h,w] as one channel, and of
     [n,…,h,w] all dimensions before h are channels. All in full precision, since under autocast small gains are lost.
     """
+    check_criterion(criterion)
     check_positive(queries=queries, p_init=p_init, restarts=restarts)
     scored, viewed = criterion.loss(loss_called(loss)), criterion.view(model)
     if threat.name not in MOVES:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import trl.attacks
-from trl.attacks import ATTACKS, build_attack, fgsm, pgd
+from trl.attacks import ATTACKS, Misclassified, Targeted, build_attack, fgsm, pgd
 from trl.errors import TrlError
 from trl.threat import L2, Linf, Threat, build_threat
 
@@ -352,6 +352,24 @@ def test_options_that_do_not_fit(name: str, options: dict[str, Any], message: st
     with pytest.raises(TrlError, match=message) as error:
         build_attack(name, Linf(0.1), **options)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ATTACKS.names())
+@pytest.mark.parametrize(
+    ("criterion", "message"),
+    [
+        (object(), r"criterion must be a Criterion, not <object .*>; use an instance such as Misclassified\(\)"),
+        (Targeted, r"criterion must be a Criterion, not <class .*>; use an instance such as Targeted\(\)"),
+    ],
+)
+def test_what_is_no_criterion(name: str, criterion: Any, message: str) -> None:
+    with pytest.raises(TrlError, match=message):
+        ATTACKS.get(name)(network((1, 6, 6), 3), GOOD_X, GOOD_Y, L2(0.1), criterion)
+
+
+def test_both_of_what_is_no_criterion() -> None:
+    with pytest.raises(TrlError, match="criterion must be a Criterion"):
+        Misclassified() & Targeted  # type: ignore[operator]
 
 
 @pytest.mark.parametrize(
