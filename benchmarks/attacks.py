@@ -35,7 +35,7 @@ from trl.attacks import build_attack, pgd
 from trl.device import choose_device
 from trl.evaluation import evaluate
 from trl.models import build_model
-from trl.precision import has_fast_bf16, search_precision
+from trl.precision import has_fast_bf16
 from trl.threat import Linf
 
 PEERS = ("torchattacks", "foolbox", "adversarial-robustness-toolbox", "pyautoattack")
@@ -72,7 +72,7 @@ def ours(model: nn.Module, shape: tuple[int, int, int], steps: int) -> Run:
 
 def ours_bf16(model: nn.Module, shape: tuple[int, int, int], steps: int) -> Run:
     def run(x: Tensor, y: Tensor) -> Tensor:
-        with search_precision(x.device):
+        with torch.autocast(x.device.type, torch.bfloat16):
             return pgd(model, x, y, Linf(EPSILON), steps=steps, step_size=0.02)
 
     return run
