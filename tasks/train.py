@@ -45,7 +45,7 @@ def train_on(stage: Stage, device: str) -> None:
         )
     first = processes().rank == 0
     if config.precision == "bf16" and not has_fast_bf16(device) and first:
-        say(f"warning: {device} has no arithmetic for bf16, which is slow here; train.precision: fp32 is faster")
+        say(f"warning: {device} was measured to be no faster in bf16; train.precision: fp32 is as quick there")
     torch.manual_seed(derive_seed(stage.seed, "weights"))
     model = build_model(recipe.model.name, len(splits.classes), splits.train.shape, **recipe.model.options)
     model = model.to(device)

@@ -5,6 +5,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from trl.errors import TrlError
 from trl.parallel import processes
 
 
@@ -16,25 +17,21 @@ def has_batch_norm(model: nn.Module) -> bool:
 def share_batch_norm(model: nn.Module) -> None:
     """Give every batch norm of `model`, in place, the statistics of the batch that all processes share in training.
 
-    Parameters and buffers stay the same objects under the same names, as in `SyncBatchNorm.convert_sync_batchnorm`,
-    which does this on GPUs only.
+    PyTorch's SyncBatchNorm does this on GPUs only. The layers stay the same objects, with their parameters and hooks.
+    TrlError for a batch norm of another kind than PyTorch's own.
     """
-    for name, child in model.named_children():
-        if isinstance(child, _BatchNorm):
-            setattr(model, name, SharedBatchNorm.of(child))
-        else:
-            share_batch_norm(child)
+    for name, module in model.named_modules():
+        if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
+            module.__class__ = SharedBatchNorm
+        elif isinstance(module, _BatchNorm) and type(module) is not SharedBatchNorm:
+            raise TrlError(
+                f"{name or 'the model'} is a {type(module).__name__}, whose statistics several processes cannot share; "
+                "use nn.BatchNorm2d, or one process"
+            )
 
 
 class SharedBatchNorm(_BatchNorm):
     """Batch norm of [n,c,…] whose mean and variance, in training, are those of the equal parts of all processes."""
-
-    @classmethod
-    def of(cls, norm: _BatchNorm) -> "SharedBatchNorm":
-        """The same layer with shared statistics; it holds the same parameters and buffers."""
-        shared = cls(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
-        shared._parameters, shared._buffers, shared.training = norm._parameters, norm._buffers, norm.training
-        return shared
 
     def _check_input_dim(self, input: Tensor) -> None:
         """Any number of dimensions."""

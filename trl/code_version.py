@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("trl", "tasks")
-INSTALLED = ("tla-robustness", "torch", "torchvision")
+INSTALLED = ("tla-robustness", "torch", "torchvision", "pytorch-metric-learning")
 
 
 def source_files(*modules: str, root: Path = ROOT) -> list[Path]:

@@ -96,7 +96,8 @@ def open_model(source: str, architecture: str | None, shape: tuple[int, ...]) ->
 def model_key(source: str, model: nn.Module) -> str:
     """A hash of what `open_model` made `model` of: a file, a folder's files, or Python files.
 
-    These are where the function and the model's classes are written; what else they import or read is not in it.
+    These are all that are loaded from the folders where the function and the model's classes are written. What these
+    read from elsewhere is not in it.
     """
     path = Path(source)
     if path.exists():
@@ -105,13 +106,21 @@ def model_key(source: str, model: nn.Module) -> str:
         module, attribute = source.split(":")
         owners = {module, getattr(operator.attrgetter(attribute)(sys.modules[module]), "__module__", module)}
         owners |= {type(part).__module__ for part in model.modules()}
-        named = [getattr(sys.modules.get(owner), "__file__", None) for owner in owners]
-        files = [Path(name) for name in named if name]
+        loaded = {name: Path(file) for name, m in [*sys.modules.items()] if (file := getattr(m, "__file__", None))}
+        folders = {loaded[owner].parent for owner in owners if owner in loaded}
+        files = [file for file in {*loaded.values()} if any(_is_source(file, folder) for folder in folders)]
     found = hashlib.blake2b(digest_size=12)
     for file in sorted(files):
         content = file.read_bytes()
         found.update(f"{file.name} {len(content)}\n".encode() + content)
     return found.hexdigest()
+
+
+def _is_source(file: Path, folder: Path) -> bool:
+    """Is it Python code below `folder`, but not of a package that is installed there?"""
+    if file.suffix != ".py" or not file.is_relative_to(folder):
+        return False
+    return "site-packages" not in file.relative_to(folder).parts
 
 
 def _from_weights(path: Path, architecture: str | None, shape: tuple[int, ...]) -> tuple[Classifier, list[str]]:

@@ -57,12 +57,13 @@ class Threat(ABC):
     def excess(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """How far `x_adv` [n,…] leaves the ball around `x`, float64 [n]; 0 up to what rounding explains.
 
-        That is 1e-5 (of epsilon, if above 1) and half a step of float32 in every value, which add up in l1 and l2.
+        That is 1e-5 in linf, 1e-5 of epsilon in l2 and l1, and half a step of float32 in every value.
         """
         change = x_adv.double() - x.double()
         rounding = length(torch.full_like(change[:1], torch.finfo(torch.float32).eps / 2), self.name).flatten()
         beyond = length(change, self.name).flatten() - self.epsilon
-        return beyond.where(~(beyond <= TOLERANCE * max(1.0, self.epsilon) + rounding), 0.0)  # NaN stays
+        tolerance = TOLERANCE * (1.0 if self.name == "linf" else self.epsilon)
+        return beyond.where(~(beyond <= tolerance + rounding), 0.0)  # NaN stays
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """`projection(x)` applied once."""

@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import nn
 
 from trl.batch_norm import SharedBatchNorm, share_batch_norm
+from trl.errors import TrlError
 from trl.models import build_model
 
 
@@ -50,6 +51,26 @@ def test_one_process_normalises_as_pytorch_does(norm: nn.Module, shape: tuple[in
         torch.testing.assert_close(a.grad, b.grad)
     x = torch.rand(shape, dtype=torch.float64)
     torch.testing.assert_close(shared.eval()(x), plain.eval()(x))
+
+
+def test_one_layer_in_two_places_and_its_hooks_are_shared() -> None:
+    net = nn.Sequential(nn.BatchNorm1d(3), nn.Sequential(nn.BatchNorm2d(3)))
+    net.append(net[0])
+    net[0].register_forward_hook(lambda module, inputs, output: output + 1)
+    share_batch_norm(net)
+    share_batch_norm(net)  # once more, as a run that goes on may
+    assert net[0] is net[2]
+    assert all(type(module) is SharedBatchNorm for module in net.modules() if not isinstance(module, nn.Sequential))
+    torch.testing.assert_close(net[0].eval()(torch.zeros(2, 3)), torch.ones(2, 3))
+
+
+def test_a_batch_norm_of_ones_own_is_refused() -> None:
+    class Own(nn.BatchNorm2d):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(input)
+
+    with pytest.raises(TrlError, match=r"^1 is a Own, whose statistics several processes cannot share"):
+        share_batch_norm(nn.Sequential(nn.ReLU(), Own(3)))
 
 
 def test_sharing_keeps_the_parameters_and_their_names() -> None:

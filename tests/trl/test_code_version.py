@@ -80,5 +80,5 @@ def test_of_the_package_itself(tmp_path: Path) -> None:
 
 
 def test_versions_are_those_that_are_installed() -> None:
-    assert set(versions()) == {"tla-robustness", "torch", "torchvision"}
+    assert set(versions()) == {"tla-robustness", "torch", "torchvision", "pytorch-metric-learning"}
     assert "not installed" not in versions().values()

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from trl.data import load_dataset
 from trl.errors import TrlError
 from trl.models import Classifier, build_model, save_model
-from trl.sources import open_images, open_model, parse_choice
+from trl.sources import model_key, open_images, open_model, parse_choice
 
 SHAPE = (1, 8, 8)
 
@@ -174,3 +174,15 @@ def test_what_are_no_images_is_one_line(
         open_images(source)
     assert "\n" not in str(error.value)
     assert not Path("ran").exists()
+
+
+def test_the_key_of_a_model_in_python_is_of_all_code_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    helper, keys = tmp_path / "beside_the_model.py", []
+    factory = "import torch\nfrom beside_the_model import SIZE\n\ndef make():\n    return torch.nn.Linear(SIZE, 2)\n"
+    (tmp_path / "in_two_files.py").write_text(factory)
+    for content in ("SIZE = 3\n", "SIZE = 3  # once more\n", "SIZE = 3\n"):
+        helper.write_text(content)
+        model, _ = open_model("in_two_files:make", None, (1, 4, 4))
+        keys.append(model_key("in_two_files:make", model))
+    assert keys[0] == keys[2] != keys[1]

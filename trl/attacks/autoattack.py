@@ -13,6 +13,7 @@ from trl.attacks.fab import fab, fab_t
 from trl.attacks.inner import Attack
 from trl.attacks.square import square
 from trl.errors import TrlError
+from trl.precision import searches_in_half
 from trl.threat import Threat
 
 Part = Literal["apgd_ce", "apgd_dlr", "apgd_t", "fab", "fab_t", "square"]
@@ -75,5 +76,6 @@ def build_autoattack(
     return Ensemble(chosen)
 
 
+@searches_in_half
 def _expected(attack: Attack, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return attack(EoT(model, DRAWS), x, y)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from trl.attacks.criterion import MISCLASSIFIED, Criterion
+from trl.attacks.criterion import MISCLASSIFIED, Criterion, check_criterion
 from trl.attacks.inner import Attack, check_input, frozen, judge
 from trl.attacks.losses import cw_margin
 from trl.errors import TrlError
@@ -22,6 +22,7 @@ class Ensemble:
         parts: Mapping[str, Attack],
         criterion: Criterion = MISCLASSIFIED,
     ) -> None:
+        check_criterion(criterion)
         if not parts:
             raise TrlError("an ensemble needs at least one attack")
         self.parts, self.criterion = dict(parts), criterion

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from trl.attacks.criterion import MISCLASSIFIED, Criterion
+from trl.attacks.criterion import MISCLASSIFIED, Criterion, check_criterion
 from trl.attacks.ensemble import Ensemble
 from trl.attacks.fgsm import fgsm
 from trl.attacks.inner import Attack
@@ -133,13 +133,17 @@ def evaluate(
     repeated goes on after its last batch and ends with the same result; delete the folder when you have stored that.
     A state belongs to the model, the attacks with their options, and their code. Of models and attacks made of this
     package's, PyTorch's and torchvision's parts all of it is seen; code of yours (a class, a function, a hook) is not,
-    and needs a `key`: any text, which you change whenever that code or what it reads changes.
+    and needs a `key`: any text, which you change whenever that code or what it reads changes. Weights, and other
+    attributes that can be told, are seen all the same.
 
     TrlError for images, labels or logits that make no sense, for an attack that breaks the rules, by its name, and
     for a state of what has no key.
     """
     _check(x, y, batch_size)
     _check_names(attacks)
+    check_criterion(criterion)
+    if precision not in ("fp32", "bf16"):
+        raise TrlError(f"precision is {precision!r}: give fp32 or bf16")
     half = precision == "bf16" and has_fast_bf16(device_of(model))
     books = _books(state, key, model, x, y, attacks, threat, batch_size, seed, cumulative, criterion, half)
     parts = {name: _parts(name, attack) for name, attack in attacks.items()}
@@ -198,7 +202,9 @@ def perturb(
 
 
 def _books(state: str | Path | None, key: str | None, model: nn.Module, x: Tensor, *settings: Any) -> State:
-    return State(None if state is None else Path(state) / fingerprint(model, x, *settings, key=key), x.shape)
+    if state is None:
+        return State(None, x.shape)
+    return State(Path(state) / fingerprint(model, x, *settings, device_of(model).type, key=key), x.shape)
 
 
 def _all(correct: Mapping[str, Tensor]) -> Tensor:
@@ -323,8 +329,9 @@ class _Run:
             with _seeded(x.device, seed), torch.enable_grad(), half:
                 result = attack(self.model, x.clone(), y.clone())  # copies: an attack may work in place
             self.model.eval()  # an attack of others may leave it in training mode
+            checked = _checked(name, result, x, self.threat)
             cost.searched_in(precision)
-            return _checked(name, result, x, self.threat)
+            return checked
 
         if self.half and may_search_in_half(attack) and "fp32" not in cost.precision:
             try:

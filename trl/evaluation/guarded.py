@@ -155,8 +155,10 @@ def evade(
     undetected = Undetected(detector, float(natural.min()), float(natural.std()) or 1.0)
     found = []
     for strategy in STRATEGIES:
-        attack = make_attack(Both(Misclassified(), undetected, strategy))
-        x_adv = perturb(model, x, y, attack, threat, batch_size, seed, state=state, key=key)
+        criterion = Both(Misclassified(), undetected, strategy)
+        # an attack of the caller's need not tell its criterion
+        own = None if key is None else f"{key}, {criterion!r}"
+        x_adv = perturb(model, x, y, make_attack(criterion), threat, batch_size, seed, state=state, key=own)
         found.append(answers(model, detector, x_adv, y, batch_size))
     return worst(found)
 

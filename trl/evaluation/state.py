@@ -5,7 +5,7 @@ import json
 import re
 import sys
 from collections import OrderedDict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from functools import partial
@@ -46,7 +46,7 @@ class State:
         self.flags: dict[str, Tensor] = {}
         self.costs: dict[str, Cost] = {}
         if folder is None:
-            self.adversarials = torch.zeros(shape)
+            self.adversarials = torch.zeros(shape, dtype=torch.float32)
             return
         kept = self._load()
         try:
@@ -105,7 +105,7 @@ def fingerprint(
             found.append(f"{what}: {description.text(value)}")
         except Unknown as unknown:
             raise TrlError(
-                f"{what} has no key to find its state by, since {unknown} is code of yours or was changed; "
+                f"{what} has no key to find its state by, since {unknown} is code of yours or cannot be told; "
                 "give key=…, a text that you change whenever the code of your model or attacks does, or no state"
             ) from None
     code = source_digest("trl.evaluation.evaluate", *(m for m in description.modules if m.startswith("trl.")))
@@ -122,12 +122,14 @@ class Description:
     """Models, attacks and their options as text: the same in every process, and another wherever the result may be.
 
     Functions and classes of this package, PyTorch and torchvision stand for their code, and `modules` collects where
-    they are; objects of them are told by all their attributes: a module's hooks, buffers and weights, too. For the
-    code of anything else a `key` must answer.
+    they are; objects of them are told by all their attributes: a module's hooks, buffers and weights, too. For anything
+    else a `key` must answer, though what can be told of its attributes is told as well. Not seen are hooks on all
+    modules, and methods but `forward` of PyTorch's own classes that were replaced.
     """
 
     key: str | None = None
     modules: set[str] = field(default_factory=set)
+    around: set[int] = field(default_factory=set)  # ids of the objects around the one at hand
 
     def text(self, value: Any) -> str:
         """Of a model, an attack, or an option of one. Unknown: what it contains that has no key."""
@@ -140,12 +142,16 @@ class Description:
             return f"{{{', '.join(f'{self.text(k)}: {self.text(v)}' for k, v in value.items())}}}"
         if kind in (list, tuple, torch.Size):
             return f"[{', '.join(map(self.text, value))}]"
+        if kind is np.ndarray and value.dtype.kind in "biuf":
+            return digest({"": torch.from_numpy(value.copy())})
         if kind in (set, frozenset):
             return f"{{{', '.join(sorted(map(self.text, value)))}}}"
         if kind is partial:
             options = [f"{name}={self.text(option)}" for name, option in sorted(value.keywords.items())]
             return f"{self.text(value.func)}({', '.join([*map(self.text, value.args), *options])})"
-        if isinstance(value, type | FunctionType | BuiltinFunctionType | MethodType):
+        if kind is MethodType:
+            return f"{self._name(value.__func__)[0]} of {self.text(value.__self__)}"
+        if isinstance(value, type | FunctionType | BuiltinFunctionType):
             return self._name(value)[0]
         if isinstance(value, nn.Module):
             parts = value.named_modules(remove_duplicate=False)
@@ -153,24 +159,22 @@ class Description:
         return self._object(value)
 
     def _object(self, value: Any) -> str:
-        """Its class and attributes; where the class is not known, its own repr, or the attributes that are."""
+        """Its class and attributes; where the class is not known, the repr that it has of its own, or else those."""
         is_module, kind = isinstance(value, nn.Module), cast(Any, type(value))
         # only of our own objects and of modules do the attributes tell everything
         packages = KNOWN if is_module else KNOWN[:1] if hasattr(value, "__dict__") else ()
         name, known = self._name(kind, packages)
-        if not known and not is_module and kind.__repr__ is not object.__repr__:
+        if not known and not is_module and "__repr__" in vars(kind):
             return f"{name} {re.sub(' at 0x[0-9a-f]+', '', repr(value))}"
-        inside = self if known else Description(None, self.modules)
-        # the class itself may have been changed
-        found = [self.text(getattr_static(kind, "forward"))] if is_module else []
-        for option, content in getattr(value, "__dict__", {}).items():
-            if is_module and option in ("_modules", "training"):
-                continue  # described beside it, and off in an evaluation
-            try:
-                found.append(f"{option}={inside.text(content)}")
-            except Unknown:
-                if known:
-                    raise
+        if id(value) in self.around:  # it holds itself, by some way
+            return name
+        self.around.add(id(value))
+        try:
+            # the class itself may have been changed
+            found = [self.text(getattr_static(kind, "forward"))] if is_module else []
+            found += [f"{option}={self.text(content)}" for option, content in _attributes(value)]
+        finally:
+            self.around.discard(id(value))
         return f"{name}({', '.join(found)})"
 
     def _name(self, value: Any, packages: Collection[str] = KNOWN) -> tuple[str, bool]:
@@ -185,6 +189,17 @@ class Description:
         elif self.key is None:
             raise Unknown(f"{module}.{name}")
         return f"{module}:{name}", known
+
+
+def _attributes(value: Any) -> Iterator[tuple[str, Any]]:
+    """What an object holds by name, in slots too; of a module, not its parts and its mode, which are told beside it."""
+    slots = [slot for kind in type(value).__mro__ for slot in getattr(kind, "__slots__", ())]
+    held = {slot: getattr(value, slot) for slot in slots if slot != "__dict__" and hasattr(value, slot)}
+    for option, content in {**held, **getattr(value, "__dict__", {})}.items():
+        if isinstance(value, nn.Module) and option in ("_modules", "training"):
+            continue
+        # the ids of hooks count up from the start of the process
+        yield option, list(content.values()) if "hooks" in option and isinstance(content, dict) else content
 
 
 def _quantised(model: nn.Module) -> str:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trl.attacks import Criterion, build_attack
+from trl.attacks import Attack, Criterion, build_attack
 from trl.data.base import ImageSet
 from trl.data.digits import digits
 from trl.detectors import DETECTORS, Calibration, Detector, build_detector
@@ -111,16 +111,23 @@ def test_a_static_attack_with_the_name_of_another_result(setting: Setting, name:
         attack_guarded(setting.model, Pixels(), CALIBRATION, *images, static, adaptive, THREAT)
 
 
-def test_a_detector_of_yours_needs_a_key_for_a_state(setting: Setting, tmp_path: Path) -> None:
+@pytest.mark.parametrize("told", [True, False])
+def test_a_detector_of_yours_needs_a_key_for_a_state(setting: Setting, tmp_path: Path, told: bool) -> None:
+    """Under a key, the strategies have states of their own, whether or not the attacks tell their criterion."""
     detector, images = Pixels(), (setting.test.images[:10], setting.test.labels[:10])
     calibration = fit_calibrated(setting.model, detector, setting.train, setting.validation, 0.1)
-    adaptive = {"apgd": lambda criterion: build_attack("apgd", THREAT, criterion, steps=2)}
+
+    def make(criterion: Criterion) -> Attack:
+        known = build_attack("apgd", THREAT, criterion, steps=2)
+        return known if told else lambda model, x, y: known(model, x, y)
+
+    adaptive = {"apgd": make}
 
     def attack(state: Path | None, key: str | None = None) -> Guarded:
         given = (detector, calibration, *images, {"pgd": setting.static["pgd"][:10]}, adaptive, THREAT)
         return attack_guarded(setting.model, *given, state=state, key=key)
 
-    with pytest.raises(TrlError, match=r"has no key .*\.Pixels is code of yours"):
+    with pytest.raises(TrlError, match=r"has no key .* is code of yours or cannot be told"):
         attack(tmp_path)
     torch.testing.assert_close(attack(tmp_path, "1").adaptive, attack(None).adaptive, rtol=0, atol=0)
 

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from trl.attacks import Attack, build_attack
 from trl.attacks.ensemble import Ensemble
+from trl.errors import TrlError
 from trl.evaluation import evaluate
 from trl.models import build_model
+from trl.precision import searches_in_half
 from trl.threat import Linf
 
 evaluation = sys.modules["trl.evaluation.evaluate"]  # the function hides it
@@ -122,6 +124,19 @@ def test_an_error_of_the_attack_itself_is_not_hidden(data: tuple[Tensor, Tensor]
     model.layer = nn.Linear(5, 3)
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         evaluate(model, *data, {"it": build_attack("pgd", THREAT)}, THREAT, checks=False, precision="bf16")
+
+
+def test_what_half_precision_contributed_nothing_to_is_not_said(data: tuple[Tensor, Tensor]) -> None:
+    @searches_in_half
+    def breaks_in_half(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return x * torch.nan if torch.is_autocast_enabled("cpu") else x
+
+    assert used(watched(), data, breaks_in_half, "bf16") == "fp32"
+
+
+def test_an_unknown_precision_is_refused(data: tuple[Tensor, Tensor]) -> None:
+    with pytest.raises(TrlError, match="precision is 'BF16': give fp32 or bf16"):
+        used(watched(), data, build_attack("pgd", THREAT), "BF16")
 
 
 def test_the_precision_belongs_to_the_state(data: tuple[Tensor, Tensor], tmp_path: Path) -> None:

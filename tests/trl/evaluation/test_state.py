@@ -9,6 +9,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -242,7 +243,7 @@ CHANGES = (
 def test_a_changed_model_needs_a_key(change) -> None:
     model = classifier()
     change(model)
-    with pytest.raises(TrlError, match=r"^the model has no key .* is code of yours or was changed; give key=") as error:
+    with pytest.raises(TrlError, match=r"^the model has no key .* or cannot be told; give key=") as error:
         named(model)
     assert "\n" not in str(error.value)
     assert named(model, key="1") != named(key="1")
@@ -280,6 +281,49 @@ def test_a_key_answers_for_code_alone() -> None:
     assert named(models[0], key="1") == named(Shifted(0.0, 0.0), key="1") != named(models[0], key="2")
 
 
+class Holding(Net):
+    """Holds something of any kind."""
+
+    def __init__(self, held) -> None:
+        super().__init__()
+        self.held = held
+
+
+class Slotted:
+    __slots__ = ("value",)
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def use(self) -> None: ...
+
+
+def test_arrays_containers_slots_and_methods_of_yours_are_seen() -> None:
+    held = [
+        *(np.zeros(3), np.ones(3), np.ones(3, np.float32), [1, Stepping], [2, Stepping]),
+        *(Slotted(1.0), Slotted(2.0), Slotted(1.0).use, Slotted(2.0).use, {"a": Slotted(3.0)}),
+    ]
+    assert len({named(Holding(thing), key="1") for thing in held}) == len(held)
+    assert named(Holding(Slotted(1.0)), key="1") == named(Holding(Slotted(1.0)), key="1")
+    whole = Slotted(1.0)
+    whole.value = [whole]
+    assert named(Holding(whole), key="1")
+
+
+def test_the_options_of_a_criterion_of_yours_are_seen() -> None:
+    found = {fingerprint(classifier(), *images(), {}, Surely(share), key="1") for share in (0.1, 0.2, 0.2)}
+    assert len(found) == 2
+
+
+def test_hooks_are_told_without_their_numbers() -> None:
+    names = set()
+    for _ in range(2):
+        model = classifier()
+        model.register_forward_hook(nn.Identity())
+        names.add(named(model, key="1"))
+    assert len(names) == 1
+
+
 def in_place_of_pgd(model: nn.Module, x: Tensor, y: Tensor, steps: int = 1) -> Tensor:
     return x
 
@@ -303,6 +347,11 @@ class Mine(Criterion):
 
     def met(self, outputs: Tensor, y: Tensor) -> Tensor:
         return outputs.argmax(1) == 0
+
+
+class Surely(Mine):
+    def __init__(self, share: float) -> None:
+        self.share = share
 
 
 class Score(Detector):
