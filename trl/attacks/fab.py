@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from trl.attacks.boundary import nearest_boundary, rivals, safe_margin
-from trl.attacks.criterion import MISCLASSIFIED, Criterion, Misclassified, check_criterion
+from trl.attacks.criterion import MISCLASSIFIED, Criterion, Misclassified, Targeted, check_criterion
 from trl.attacks.hyperplane import step_to_hyperplane
 from trl.attacks.inner import check_input, check_positive, frozen, judge, logits_of
 from trl.attacks.losses import cw_margin
@@ -21,6 +21,7 @@ LEAVE = 2  # every so many steps, samples that are done leave the batch …
 CHECK = 10  # … and every so many, a multiple of it, those that are hopeless
 PATIENCE = 5  # after one step in so many, a sample without success is drawn to x no more
 FINAL_STEPS = 3  # of the final search (section 3.3)
+FURTHER = 1.02  # times its distance, where that search starts for a success within rounding of the boundary
 
 
 def fab(
@@ -106,6 +107,8 @@ class _Search:
                 return x.clone()
             outputs = logits_of(model, x, classes)
             safe = safe_margin(outputs, y)
+            # the way to a given class ends where others are as likely, and steps as short as the height above it stall
+            aim = 2 * safe if isinstance(self.criterion, Targeted) else torch.zeros_like(safe)
             others = rivals(outputs, y, self.criterion, self.targets)
             nearest = x.clamp(0, 1)
             done = self.criterion.met(outputs, y)  # a success within the ball, in full precision
@@ -116,7 +119,7 @@ class _Search:
                     if len(left) == 0:
                         break
                     start = self._random_start(x[left], distance[left]) if restart else x[left]
-                    found, size = self._run(model, x[left], y[left], led[left], safe[left], start, classes)
+                    found, size = self._run(model, x[left], y[left], led[left], aim[left], start, classes)
                     found, size = self._final_search(model, x[left], y[left], safe[left], found, size, classes)
                     inside = self.threat.project(found, x[left])
                     _, margin = judge(model, inside, y[left], self.criterion, loss, classes)
@@ -135,7 +138,7 @@ class _Search:
         return torch.lerp(x, ball.random_start(x), column(share, x))
 
     def _run(
-        self, model: nn.Module, x: Tensor, y: Tensor, led: Tensor, safe: Tensor, start: Tensor, classes: int
+        self, model: nn.Module, x: Tensor, y: Tensor, led: Tensor, aim: Tensor, start: Tensor, classes: int
     ) -> tuple[Tensor, Tensor]:
         """The smallest success found, or the last point, and its distance [n], inf if it is none (algorithm 1)."""
         norm, dims = self.threat.name, dims_of(x)
@@ -155,22 +158,20 @@ class _Search:
                         break
                     all_found[rows], all_best[rows] = found, best
                     x, y, led, rows, point, at, found = (t[keep] for t in (x, y, led, rows, point, at, found))
-                    best, earlier, last, safe = (t[keep] for t in (best, earlier, last, safe))
+                    best, earlier, last, aim = (t[keep] for t in (best, earlier, last, aim))
             normal, value, _ = nearest_boundary(model, at, y, led, self.criterion, norm, classes)
             value = value + ((point - at) * normal).sum(dims)
-            # in l1 nearly all values that move end at the box, which would take the overshoot away: there aim further
-            aim = self.eta if norm == "l1" else 1.0
-            value = aim * (value - 2 * safe).to(x.dtype)
-            climbed = aim * ((point - x) * normal).sum(dims)
+            value, climbed = (value - aim).to(x.dtype), ((point - x) * normal).sum(dims)
             from_point = step_to_hyperplane(point, normal, value, norm)
             from_x = step_to_hyperplane(x, normal, value - climbed, norm)
             near, far = length(from_point, norm).clamp_(min=1e-8), length(from_x, norm).clamp_(min=1e-8)
             alpha = (near / (near + far)).clamp_(max=self.alpha_max)
             if step >= self.steps // PATIENCE:  # the pull to x can hold a sample on the wrong side
                 alpha = alpha.masked_fill(best.isinf(), 0)
-            point = torch.lerp(point, x, alpha).add_(from_point.lerp_(from_x, alpha), alpha=self.eta / aim).clamp_(0, 1)
+            point = torch.lerp(point, x, alpha).add_(from_point.lerp_(from_x, alpha), alpha=self.eta).clamp_(0, 1)
             outputs = logits_of(model, point, classes)
-            met = column(self.criterion.loss(cw_margin)(outputs, y) > safe, x)
+            enough = self.criterion.loss(cw_margin)(outputs, y) >= aim / 2
+            met = column(self.criterion.met(outputs, y) & enough, x)
             size = length(point - x, norm)
             better = met & (size < best)
             best = torch.where(better, size, best)
@@ -190,27 +191,33 @@ class _Search:
     def _final_search(
         self, model: nn.Module, x: Tensor, y: Tensor, safe: Tensor, found: Tensor, size: Tensor, classes: int
     ) -> tuple[Tensor, Tensor]:
-        """Successes moved back to the boundary on their lines to x, by false position on the margin in full precision.
+        """Successes moved, on their lines to x, to just beyond the boundary, by false position on the margin.
 
         Without `minimize`, only those that could come into the ball: most of them lie hardly beyond the boundary.
         """
         loss = self.criterion.loss(cw_margin)
         far = torch.inf if self.minimize else self.threat.epsilon / max(self.beta, 0.5)
-        near = torch.finfo(size.dtype).tiny if self.minimize else self.threat.epsilon
-        rows = ((size > near) & (size < far)).nonzero().squeeze(1)
+        rows = ((size > 0) & (size < far)).nonzero().squeeze(1)
         if len(rows) == 0:
             return found, size
         x, y, safe, end = x[rows], y[rows], safe[rows], found[rows]
-        low_value, high_value = (judge(model, t, y, self.criterion, loss, classes)[1] - safe for t in (x, end))
-        low, high = torch.zeros_like(low_value), torch.ones_like(high_value)
+
+        def between(share: Tensor) -> Tensor:
+            return torch.lerp(x, end, column(share.to(x.dtype), x)).clamp_(0, 1)
+
+        def beyond(images: Tensor) -> Tensor:
+            return judge(model, images, y, self.criterion, loss, classes)[1] - safe
+
+        low_value, high_value = beyond(x), beyond(end)
+        low, high = torch.zeros_like(low_value), torch.ones_like(high_value).masked_fill(high_value <= 0, FURTHER)
+        high_value = torch.where(high_value > 0, high_value, beyond(between(high)))
         for _ in range(FINAL_STEPS):
             share = (low_value / (low_value - high_value)).nan_to_num(nan=1.0).clamp(0, 1)
             middle = torch.lerp(low, high, 0.99 * share + 0.01)  # beyond the boundary, rather than just before it
-            between = torch.lerp(x, end, column(middle.to(x.dtype), x))
-            value = judge(model, between, y, self.criterion, loss, classes)[1] - safe
+            value = beyond(between(middle))
             met = value > 0
             low, low_value = torch.where(met, low, middle), torch.where(met, low_value, value)
             high, high_value = torch.where(met, middle, high), torch.where(met, value, high_value)
-        found[rows] = end = torch.lerp(x, end, column(high.to(x.dtype), x))
+        found[rows] = end = between(high)
         size[rows] = length(end - x, self.threat.name).flatten()
         return found, size
