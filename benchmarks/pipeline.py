@@ -189,7 +189,7 @@ def is_dvc(process: Mapping[str, Any]) -> bool:
 
 def kind_of(process: Mapping[str, Any]) -> str:
     """The kind of stage that a process belongs to, such as train; nothing for the flow itself."""
-    alone = {"tasks.record": "record", "flows.store": "store"}
+    alone = {"tasks.record": "record"}
     return str(process["stage"]).partition("@")[0] or alone.get(program(process), "")
 
 
@@ -197,7 +197,7 @@ def called(cause: str, process: Mapping[str, Any]) -> str:
     """The cause in CAUSES that a process's own word for it belongs to."""
     if is_dvc(process):
         return "DVC" if cause == "other" else cause
-    works = {"prepare": "data", "report": "report", "record": "MLflow", "store": "MLflow"}
+    works = {"prepare": "data", "report": "report", "record": "MLflow"}
     names = {"work": works.get(kind_of(process), "mathematics"), "parameters": "other", "figures": "report"}
     return names.get(cause, cause)
 

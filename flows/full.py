@@ -10,7 +10,6 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from flows.arguments import parse
@@ -144,14 +143,10 @@ def _run_stages(
     def submit(name: str, command: list[str], needs: list[Any]) -> Any:
         return runner.submit(run, {"name": name, "command": command, "workers": workers}, wait_for=needs)
 
-    store = []
-    if os.environ.get("MLFLOW_TRACKING_URI", "sqlite:").startswith("sqlite:") and not Path("mlflow.db").exists():
-        store = [submit("store", [sys.executable, "-m", "flows.store"], [])]
     futures: dict[str, Any] = {}
     for stage, needs in graph.items():
-        # The first stages do not track anything: they run while the store is made.
-        futures[stage] = submit(stage, repro(stage), [futures[need] for need in needs] + (store if needs else []))
-    for future in [*store, *futures.values()]:
+        futures[stage] = submit(stage, repro(stage), [futures[need] for need in needs])
+    for future in futures.values():
         future.wait()
     return {stage: future.state for stage, future in futures.items()}
 
