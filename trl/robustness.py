@@ -15,11 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trl.errors import TrlError, in_one_line
+from trl.errors import TrlError, in_one_line, origin
 
 if TYPE_CHECKING:  # PyTorch is loaded when the arguments have been read
-    from torch import Tensor, nn
-
     from trl.attacks import Attack
     from trl.threat import Threat
 
@@ -41,8 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from trl.files import write_json
 
             write_json(given.out, result)
-    except TrlError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    except Exception as error:  # ours, or whatever the user's model raises
+        if given.debug:
+            raise
+        where = "" if isinstance(error, TrlError) else f" ({origin(error)}); --debug shows the traceback"
+        print(f"error: {in_one_line(error)}{where}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         again = f"{COMMAND} {shlex.join(arguments)}"
@@ -61,6 +62,7 @@ def robustness(given: argparse.Namespace) -> dict[str, Any]:
 
     from trl.device import choose_device
     from trl.evaluation import evaluate
+    from trl.evaluation.inference import try_out
     from trl.files import write_atomic
     from trl.sources import model_key, open_images, open_model
 
@@ -68,12 +70,20 @@ def robustness(given: argparse.Namespace) -> dict[str, Any]:
     device = choose_device(given.device)
     x, y, classes = open_images(given.data, given.samples)
     model, warnings = open_model(given.model, given.architecture, tuple(x.shape[1:]))
-    _try(model.to(device), x, classes, given.data)
+    known = try_out(model.to(device), x).shape[1]
+    if classes and classes != known:
+        raise TrlError(f"the model has {known} classes, but {given.data} has {classes}; give the data it is for")
+    facts = {
+        "source": given.model,
+        "sha256": _sha256(model.state_dict()),
+        "parameters": sum(p.numel() for p in model.parameters()),
+    }
     key = model_key(given.model, model) if given.state else None
     try:
         found = evaluate(
             *(model, x, y, attacks, threat, given.batch_size, given.seed),
             precision=given.precision,
+            eight_bit=given.eight_bit,
             state=given.state,
             key=key,
         )
@@ -85,14 +95,11 @@ def robustness(given: argparse.Namespace) -> dict[str, Any]:
         write_atomic(given.save_adversarials, save(stored, found.caveats))
     summary = found.summary()
     return {
-        "model": {
-            "source": given.model,
-            "sha256": _sha256(model.state_dict()),
-            "parameters": sum(p.numel() for p in model.parameters()),
-        },
+        "model": facts,
         "data": {"source": given.data, "samples": len(x), "sha256": _sha256({"images": x, "labels": y})},
         "threat": {"norm": threat.name, "epsilon": threat.epsilon},
         "attacks": options,
+        "eight_bit": given.eight_bit,
         "batch_size": given.batch_size,
         "seed": given.seed,
         **_circumstances(device),
@@ -178,6 +185,11 @@ def _parser() -> argparse.ArgumentParser:
         default="fp32",
         help="bf16 lets gradient attacks search in it, where that is measured to be faster; decisions are in fp32",
     )
+    add(
+        "--eight-bit",
+        action="store_true",
+        help="count only what survives being rounded to 256 levels, as adversarial images are in a PNG",
+    )
     add("--seed", type=int, default=0, help="of the attacks' randomness (default 0)")
     add("--device", help="cpu, cuda, cuda:1, … (default: TRL_DEVICE, or the GPU if there is one)")
     add("--state", type=Path, metavar="FOLDER", help="keep what is done there, so that the same command can go on")
@@ -189,6 +201,7 @@ def _parser() -> argparse.ArgumentParser:
         help="write what became of every image there, with its label: a file that --data reads. It is the worst case, "
         "unless the model answers at random, which a warning says",
     )
+    add("--debug", action="store_true", help="show the traceback of an error instead of one line")
     return parser
 
 
@@ -222,23 +235,6 @@ def _attacks(given: argparse.Namespace) -> "tuple[Threat, dict[str, Attack], dic
     return threat, attacks, described
 
 
-def _try(model: "nn.Module", x: "Tensor", classes: int | None, data: str) -> None:
-    """TrlError unless the model answers an image, with the data set's number of classes where that is known."""
-    import torch
-
-    from trl.evaluation.inference import as_input, device_of
-
-    try:
-        with torch.no_grad():
-            logits = model(as_input(x[:1], device_of(model)))
-    except TrlError:
-        raise
-    except Exception as error:  # whatever the user's model raises
-        raise TrlError(f"the model cannot answer images {list(x.shape[1:])} of {data}: {in_one_line(error)}") from None
-    if classes and getattr(logits, "ndim", 0) == 2 and logits.shape[1] != classes:
-        raise TrlError(f"the model has {logits.shape[1]} classes, but {data} has {classes}; give the data it is for")
-
-
 def _circumstances(device: str) -> dict[str, Any]:
     import platform
     from datetime import UTC, datetime
@@ -257,14 +253,29 @@ def _circumstances(device: str) -> dict[str, Any]:
     }
 
 
-def _sha256(tensors: "dict[str, Tensor]") -> str:
-    """Of the tensors as safetensors writes them: for a model the hash of the file that `save_model` writes."""
+def _sha256(state: "dict[str, Any]") -> str:
+    """Of a state dict as safetensors writes it: for a model the hash of the file that `save_model` writes.
+
+    What is no plain tensor, such as quantised weights and extra state, is hashed beside it.
+    """
     import hashlib
 
+    import torch
     from safetensors.torch import save
+    from torch.utils._pytree import tree_flatten_with_path
 
-    content = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    return hashlib.sha256(save(content)).hexdigest()
+    tensors, others = {}, []
+    for path, leaf in tree_flatten_with_path(state)[0]:
+        name = ".".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path)
+        if isinstance(leaf, torch.Tensor):
+            plain = leaf.dequantize() if leaf.is_quantized else leaf
+            tensors[name] = plain.detach().cpu().contiguous().clone()
+        else:
+            others.append(f"{name} {leaf!r}")
+    found = hashlib.sha256(save(tensors))
+    if others:
+        found.update("\n".join(others).encode())
+    return found.hexdigest()
 
 
 def _check_writable(*paths: Path | None) -> None:

@@ -82,7 +82,7 @@ def test_the_figures_are_those_of_evaluate(folder: Path, capsys: pytest.CaptureF
     assert list(result["versions"]) == ["python", "tla-robustness", "torch", "numpy"]
     assert all(result["versions"].values())
     assert list(result) == [
-        *("model", "data", "threat", "attacks", "batch_size", "seed", "versions", "device", "date"),
+        *("model", "data", "threat", "attacks", "eight_bit", "batch_size", "seed", "versions", "device", "date"),
         *("clean", "robust", "stages", "cost", "warnings"),
     ]
 
@@ -162,15 +162,15 @@ def test_list_names_what_can_be_chosen(capsys: pytest.CaptureFixture[str]) -> No
         ({"--model": "nowhere"}, "no model 'nowhere'; give a folder"),
         ({"--model": "torch.nn:Flatten"}, "the model has 64 classes, but digits has 10; give the data it is for"),
         ({"--model": "torch.nn:Conv2d"}, "torch.nn:Conv2d: TypeError: "),
-        ({"--model": "tests.trl.test_robustness:grey"}, "the model cannot answer images [1, 8, 8] of digits: Runtime"),
+        ({"--model": "tests.trl.test_robustness:grey"}, "the model cannot answer images [2, 1, 8, 8]: Runtime"),
         ({"--data": "cifar"}, "unknown data set 'cifar'; known: cifar10, digits"),
         (
             {"--data": "wide.safetensors"},
-            "the model takes float images [n, 1, 8, 8] in [0, 1], not float32 [1, 1, 8, 9]",
+            "the model cannot answer images [2, 1, 8, 9]: the model takes float images [n, 1, 8, 8]",
         ),
         ({"--data": "classes.safetensors"}, "labels reach from 0 to 10, but the model has 10 classes"),
         ({"--data": "bright.safetensors"}, "pixels lie in ["),
-        ({"--data": "shifted.safetensors"}, "images (4, 1, 8, 8) with labels (3,): give one label per image"),
+        ({"--data": "shifted.safetensors"}, "images [4, 1, 8, 8] with labels [3]: give"),
         ({"--attack": "pdg"}, "unknown attack 'pdg'; known: "),
         ({"--attack": "pgd:stepz=3"}, "attack pgd: stepz: unknown key; allowed: steps, step_size"),
         ({"--attack": "pgd:threat=3"}, "attack pgd: threat: unknown key"),

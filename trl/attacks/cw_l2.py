@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from trl.attacks.criterion import MISCLASSIFIED, Criterion, check_criterion
-from trl.attacks.inner import ascent, check_input, check_positive, frozen, judge
+from trl.attacks.inner import ascent, check_images_and_labels, check_input, check_positive, frozen, judge
 from trl.attacks.losses import cw_margin
 from trl.errors import TrlError
 from trl.number import Count, NonNegative, Positive
@@ -41,6 +41,7 @@ def cw_l2(
     also under autocast. TrlError unless the threat is l2.
     """
     check_criterion(criterion)
+    check_images_and_labels(x, y)
     check_positive(steps=steps, binary_steps=binary_steps, step_size=step_size, initial_c=initial_c)
     if threat.name != "l2":
         raise TrlError(f"cw_l2 needs an l2 threat, not {threat.name}; use norm l2, or another attack such as apgd")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from trl.attacks.boundary import nearest_boundary, rivals, safe_margin
 from trl.attacks.criterion import MISCLASSIFIED, Criterion, Misclassified, Targeted, check_criterion
 from trl.attacks.hyperplane import step_to_hyperplane
-from trl.attacks.inner import check_input, check_positive, frozen, judge, logits_of
+from trl.attacks.inner import check_images_and_labels, check_input, check_positive, frozen, judge, logits_of
 from trl.attacks.losses import cw_margin
 from trl.errors import TrlError
 from trl.number import Count, Fraction, Positive
@@ -99,6 +99,7 @@ class _Search:
         check_positive(steps=self.steps, restarts=self.restarts, eta=self.eta)
 
     def attack(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        check_images_and_labels(x, y)
         model, loss = self.criterion.view(model), self.criterion.loss(cw_margin)
         # half precision is too coarse for points on the boundary: under autocast it found a third fewer
         with frozen(model), torch.autocast(x.device.type, enabled=False):

@@ -31,38 +31,59 @@ def trusted_values() -> Iterator[None]:
 
 
 def check_input(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, int]:
-    """`x` detached, `y` as int64, and the least number of classes that the labels need. One synchronisation, or none.
+    """A copy of `x` without gradient, `y` as int64, and the least number of classes that the labels need.
 
-    TrlError unless x is float32 or float64 [n,…] with values in [0, 1] and y integer [n] ≥ 0 on the same device.
+    One synchronisation, or none. TrlError unless x is float32 or float64 [n,…] with values in [0, 1] and y integer
+    [n] ≥ 0 on the same device.
     """
+    check_images_and_labels(x, y)
     if x.dtype not in (torch.float32, torch.float64):
         raise TrlError(
             f"images must be float32 or float64 in [0, 1] (given {_dtype(x)}); divide uint8 images by 255, "
             "and use torch.autocast for half precision"
         )
-    if y.dtype.is_floating_point or y.dtype.is_complex or y.dtype == torch.bool:
-        raise TrlError(f"labels must be integer class indices (given {_dtype(y)}); use y.long() or y.argmax(1)")
-    if x.ndim < 2 or y.shape != x.shape[:1]:
-        raise TrlError(
-            f"images must be [n,…] and labels [n], one for each image "
-            f"(given {list(x.shape)} and {list(y.shape)}); add the batch dimension or take equally many"
-        )
+    if x.ndim < 2:
+        raise TrlError(f"images must be [n,…] (given {list(x.shape)}): add the batch dimension with x[None]")
     if y.device != x.device:
         raise TrlError(f"images are on {x.device}, labels on {y.device}; use y.to(x.device)")
-    # autograd refuses tensors made under torch.inference_mode, but not their clones
-    x, y = (t.clone() if t.is_inference() else t for t in (x.detach(), y.long()))
+    # copies, since autograd refuses tensors made under torch.inference_mode, and a model may write into its input
+    x, y = x.detach().clone(), y.long().clone() if y.is_inference() else y.long()
     if len(x) == 0 or _trusted.get():
         return x, y, 0
     extremes = torch.stack([t.to(torch.float64) for t in (*x.aminmax(), *y.aminmax())])
     low, high, first, last = extremes.tolist()
     if not (low >= -TOLERANCE and high <= 1 + TOLERANCE):  # false for NaN, too
-        raise TrlError(
-            f"images must be in [0, 1] (given {low:.7g} to {high:.7g}); "
-            "divide uint8 images by 255 and keep normalisation inside the model"
-        )
+        raise TrlError(f"images must be in [0, 1] (given {low:.7g} to {high:.7g}); {range_hint(low, high)}")
     if first < 0:
         raise TrlError(f"labels must be at least 0 (given {first:.0f})")
     return x, y, int(last) + 1
+
+
+def check_images_and_labels(x: object, y: object) -> None:
+    """TrlError unless both are tensors, and y holds one class number for each image."""
+    for what, given in (("images", x), ("labels", y)):
+        if not isinstance(given, Tensor):
+            raise TrlError(f"{what} are a {type(given).__name__}: give a tensor, such as torch.as_tensor({what}) makes")
+    assert isinstance(x, Tensor)
+    assert isinstance(y, Tensor)
+    n = len(x) if x.ndim else 0
+    if y.ndim == 2 and len(y) == n:
+        column = y.shape[1] == 1
+        kind, mend = ("one column", "y.squeeze(1)") if column else ("one-hot, or scores of classes", "y.argmax(1)")
+        raise TrlError(f"labels {list(y.shape)} are {kind}: give class numbers [n], such as {mend}")
+    if y.ndim != 1 or len(y) != n:
+        raise TrlError(
+            f"images {list(x.shape)} with labels {list(y.shape)}: give images [n,…] and labels [n], one each"
+        )
+    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+        raise TrlError(f"labels must be integer class numbers (given {_dtype(y)}); use y.long()")
+
+
+def range_hint(low: float, high: float) -> str:
+    """What to do about images whose values reach from `low` to `high`, and not from 0 to 1."""
+    if low >= 0 and 2 < high <= 255:
+        return "give images in [0, 1], such as x / 255, and keep normalisation inside the model"
+    return "give images in [0, 1], as they are before normalisation, and keep normalisation inside the model"
 
 
 def check_positive(**options: float | None) -> None:
@@ -94,16 +115,32 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 def logits_of(model: nn.Module, x: Tensor, classes: int) -> Tensor:
     """The model's logits [n,k] in at least float32; TrlError if they are no logits for that many `classes`."""
-    logits = model(x)
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
-        given = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise TrlError(f"the model must return logits [{len(x)},classes] (given {given}); wrap it in one that does")
-    if logits.shape[1] < max(classes, 2):
+    logits = answer(model, x)
+    if logits.shape[1] < classes:
         raise TrlError(
-            f"the model has {logits.shape[1]} logits, but the labels go up to {classes - 1}; "
-            "it needs one for each class, and at least two"
+            f"the model has {logits.shape[1]} logits, but the labels go up to {classes - 1}; it needs one per class"
         )
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def answer(model: nn.Module, x: Tensor) -> Tensor:
+    """The model's logits [n,k] of images x [n,…], k ≥ 2; TrlError if it returns anything else, or writes into x."""
+    version = None if x.is_inference() else x._version
+    logits = model(x)
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
+        given = list(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        raise TrlError(
+            f"the model returns {given} for images {list(x.shape)}; it must return logits [{len(x)}, classes]"
+            ": wrap it in a module that does"
+        )
+    if logits.shape[1] == 1:
+        raise TrlError("the model returns a single logit z; for two classes, let it return torch.cat([-z, z], 1)")
+    if version is not None and x._version != version:
+        raise TrlError(
+            "the model writes into its input, in place, so that an attack would lose its images; "
+            "let it work on a copy, such as x = x - mean instead of x.sub_(mean)"
+        )
+    return logits
 
 
 class Ascent(NamedTuple):

@@ -6,7 +6,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 
 @dataclass
@@ -40,7 +42,13 @@ def counting(model: nn.Module, cost: Cost, beat: Callable[[], None]) -> Iterator
     def returned(gradient: Tensor) -> None:
         cost.backwards += len(gradient)
 
-    handle, start = model.register_forward_hook(passed), time.perf_counter()
+    if isinstance(model, torch.jit.ScriptModule):  # it takes no hooks of its own
+        handle = register_module_forward_hook(
+            lambda module, *given: passed(module, *given) if module is model else None
+        )
+    else:
+        handle = model.register_forward_hook(passed)
+    start = time.perf_counter()
     try:
         yield
     finally:

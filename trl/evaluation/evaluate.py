@@ -12,16 +12,18 @@ from torch import Tensor, nn
 from trl.attacks.criterion import MISCLASSIFIED, Criterion, check_criterion
 from trl.attacks.ensemble import Ensemble
 from trl.attacks.fgsm import fgsm
-from trl.attacks.inner import Attack
+from trl.attacks.inner import Attack, check_images_and_labels
 from trl.attacks.square import square
 from trl.attacks.transfer import Transfer
 from trl.errors import TrlError, in_one_line
 from trl.evaluation.cost import Cost, counting
-from trl.evaluation.inference import as_input, checked_logits, device_of, full_precision, kept_generators
+from trl.evaluation.eight_bit import LEVELS, is_eight_bit, to_eight_bit
+from trl.evaluation.inference import as_input, checked_logits, device_of, full_precision, kept_generators, try_out
 from trl.evaluation.intervals import accuracy
 from trl.evaluation.masking import Sign, check_budget, check_model, check_results
+from trl.evaluation.plausibility import check_accuracy, check_setting
 from trl.evaluation.state import State, fingerprint
-from trl.modes import evaluating
+from trl.modes import evaluating, to_eval
 from trl.precision import Precision, has_fast_bf16, may_search_in_half
 from trl.progress import Progress, batches, say
 from trl.randomness import derive_seed
@@ -42,7 +44,8 @@ class Evaluation:
     worst case. Not so if the model answers at random (the signs `random` and `unsteady` say so): then they are what
     fooled it, or did not, in one draw, and another draw gives another accuracy.
     `distances`: float32 [n], how far they are from the images, in the threat's norm.
-    `costs`: by attack, or `attack/part` of an ensemble. `signs`: of gradient masking; look at them before you believe.
+    `costs`: by attack, or `attack/part` of an ensemble. `signs`: of a mistake or of gradient masking; look at them
+    before you believe the figures.
     """
 
     epsilon: float
@@ -108,14 +111,16 @@ def evaluate(
     cumulative: bool = False,
     checks: bool = True,
     precision: Precision = "fp32",
+    eight_bit: bool = False,
     state: str | Path | None = None,
     key: str | None = None,
 ) -> Evaluation:
     """Attack `model` (any module from [0, 1] images to logits [n,k]) with every attack and keep the books per sample.
 
     `x`: uint8, or float in [0, 1]; `y`: any integer type. Both may lie on another device than the model: a batch at a
-    time is converted and moved. The model is in eval mode meanwhile. Whether a sample is correct is decided in fp32, on
-    the very images that are returned, after checking that they lie in [0, 1] and in the threat's ball.
+    time is converted and moved; they are never written to. First the model must answer a batch of one and one of two.
+    It is in eval mode meanwhile, by its own eval(). Whether a sample is correct is decided in fp32, on the very images
+    that are returned, after checking that they lie in [0, 1] and in the threat's ball.
 
     `precision` "bf16" lets those attacks search in it that may (`searches_in_half`), if the device is measured to be
     faster so (`has_fast_bf16`); one that raises goes on in fp32. `costs` say what was used. Figures depend on it.
@@ -126,7 +131,11 @@ def evaluate(
 
     `criterion` is what a success is, and "correct" whatever is none: give the attacks the same one.
 
-    With `checks`, at most 128 images and the results are looked at for signs of gradient masking (`masking`).
+    With `eight_bit`, what an attack returns is first rounded to 256 levels, within the ball: as the adversarial images
+    would be if they were stored as PNG. The images must be of 8 bits themselves.
+
+    With `checks`, the setting, at most 128 images and the results are looked at for signs of a mistake (`plausibility`)
+    and of gradient masking (`masking`).
 
     An attack's randomness depends only on `seed`, its name and the batch; the caller's generators are left alone, and
     a model that answers at random is judged under a seed, too. With a folder `state`, a killed evaluation that is
@@ -139,20 +148,26 @@ def evaluate(
     TrlError for images, labels or logits that make no sense, for an attack that breaks the rules, by its name, and
     for a state of what has no key.
     """
-    _check(x, y, batch_size)
     _check_names(attacks)
+    classes = _check(model, x, y, batch_size)
     check_criterion(criterion)
     if precision not in ("fp32", "bf16"):
         raise TrlError(f"precision is {precision!r}: give fp32 or bf16")
     half = precision == "bf16" and has_fast_bf16(device_of(model))
-    books = _books(state, key, model, x, y, attacks, threat, batch_size, seed, cumulative, criterion, half)
+    books = _books(state, key, model, x, y, attacks, threat, batch_size, seed, cumulative, criterion, half, eight_bit)
     parts = {name: _parts(name, attack) for name, attack in attacks.items()}
     total = len(x) * (1 + sum(map(len, parts.values())))
+    signs = check_setting(model, x, attacks, threat) if checks else []
     with evaluating(model), Progress("evaluate", total, "images") as progress:
-        run = _Run(model, x, y, threat, batch_size, seed, books, progress, criterion, half)
+        run = _Run(model, x, y, threat, batch_size, seed, books, progress, criterion, half, eight_bit)
         correct = {"clean": run.clean()}
+        if checks and criterion == MISCLASSIFIED:
+            signs += check_accuracy(correct["clean"], classes)
+        for sign in signs:  # at once: they may save hours
+            say(f"warning: {sign.name}: {sign.message}")
         checks = checks and len(attacks) > 0 and len(x) > 1  # a single image is no sample to look for signs in
-        signs = [*check_model(model, x, y), *check_budget(model, x, y, threat)] if checks else []
+        if checks:
+            signs += [*check_model(model, x, y), *check_budget(model, x, y, threat)]
         stages: dict[str, dict[str, Tensor]] = {name: {} for name in parts}
         for name, members in parts.items():
             unfooled = _all(correct)
@@ -170,7 +185,9 @@ def evaluate(
         signs += check_results(correct, gradient_free=["square", *free], one_step=["fgsm", *single], stages=stages)
     adversarials = run.state.take()
     cpu = torch.device("cpu")
-    distances = torch.empty(len(x))  # made before the loop: results that stay between batches would fragment memory
+    distances = torch.empty(
+        len(x), dtype=torch.float32
+    )  # made before the loop: results that stay between batches would fragment memory
     for rows in batches(len(x), batch_size):
         distances[rows] = threat.distance(adversarials[rows], as_input(x[rows], cpu))
     return Evaluation(float(threat.epsilon), correct, stages, adversarials, distances, run.state.costs, signs)
@@ -193,7 +210,7 @@ def perturb(
     For the scores of a detector, which has to tell all attacked images from natural ones. Arguments, checks, seeds and
     errors are those of `evaluate`.
     """
-    _check(x, y, batch_size)
+    _check(model, x, y, batch_size)
     books = _books(state, key, model, x, y, {"perturb": attack}, threat, batch_size, seed)
     everything = torch.ones(len(x), dtype=torch.bool)
     with evaluating(model), Progress("perturb", len(x), "images") as progress:
@@ -238,6 +255,7 @@ class _Run:
     progress: Progress
     criterion: Criterion = MISCLASSIFIED
     half: bool = False
+    eight_bit: bool = False
     unit: int = 0
     figures: dict[str, Any] = field(default_factory=dict)
 
@@ -328,10 +346,10 @@ class _Run:
             half = torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16")
             with _seeded(x.device, seed), torch.enable_grad(), half:
                 result = attack(self.model, x.clone(), y.clone())  # copies: an attack may work in place
-            self.model.eval()  # an attack of others may leave it in training mode
+            to_eval(self.model)  # an attack of others may leave it in training mode
             checked = _checked(name, result, x, self.threat)
             cost.searched_in(precision)
-            return checked
+            return to_eight_bit(checked, x, self.threat) if self.eight_bit else checked
 
         if self.half and may_search_in_half(attack) and "fp32" not in cost.precision:
             try:
@@ -385,13 +403,14 @@ def epsilon_curve(
     return points
 
 
-def _check(x: Tensor, y: Tensor, batch_size: int) -> None:
-    if len(x) == 0 or y.shape != x.shape[:1]:
-        raise TrlError(f"images {tuple(x.shape)} with labels {tuple(y.shape)}: give one label per image, at least one")
-    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
-        raise TrlError(f"labels are {y.dtype}: give class numbers as integers")
+def _check(model: nn.Module, x: Tensor, y: Tensor, batch_size: int) -> int:
+    """The model's number of classes; TrlError for images, labels or a model that cannot be evaluated."""
+    check_images_and_labels(x, y)
+    if len(x) == 0:
+        raise TrlError("there are no images: give at least one")
     if batch_size < 1:
         raise TrlError(f"batch_size is {batch_size}: give at least 1")
+    return try_out(model, x).shape[1]
 
 
 def _check_names(attacks: Mapping[str, Attack]) -> None:
@@ -433,8 +452,12 @@ def _checked(name: str, result: object, x: Tensor, threat: Threat) -> Tensor:
     x_adv = x_adv.clamp(0, 1)
     excess = float(threat.excess(x_adv, x).max())
     if excess > 0:
-        raise TrlError(
-            f"attack {name!r} leaves the {threat.name} ball of {threat.epsilon:.4g} by {excess:.4g}: "
-            "give it the epsilon of the evaluation"
-        )
+        half_level = threat.distance(torch.full_like(x[:1], 0.5 / LEVELS), torch.zeros_like(x[:1])) + TOLERANCE
+        mend = "give it the epsilon of the evaluation"
+        if excess <= half_level and is_eight_bit(x_adv):
+            mend = (
+                "its images are of 8 bits, whose rounding alone moves a value by up to 1/510; round towards the "
+                "natural image when they are stored, or evaluate at an epsilon that is larger by as much"
+            )
+        raise TrlError(f"attack {name!r} leaves the {threat.name} ball of {threat.epsilon:.4g} by {excess:.4g}: {mend}")
     return x_adv

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from trl.attacks.inner import frozen
+from trl.attacks.inner import check_images_and_labels, frozen
 from trl.attacks.losses import LOSSES, cw_margin
 from trl.attacks.pgd import pgd
 from trl.errors import TrlError
@@ -51,7 +51,7 @@ def check_model(model: nn.Module, x: Tensor, y: Tensor) -> list[Sign]:
             blind = {name: _blind(loss(seen, y), point) for name, loss in LOSSES.items()}
         half = checked_logits(model, x[: len(x) // 2]).float()
         # two points on the same side, since the image itself may lie on the edge of a step
-        inwards = torch.where(x < 0.5, NUDGE, -NUDGE)
+        inwards = torch.where(x < 0.5, NUDGE, -NUDGE).to(x.dtype)
         nudged = [checked_logits(model, x + share * inwards) for share in (0.5, 1.0)]
     random = _random(draws)
     right = seen.argmax(1) == y  # of a random model, in the very draw that has the gradients
@@ -270,15 +270,21 @@ def _one_step(name: str, fooled: Tensor, iterative: Mapping[str, Tensor], n: int
 # --- helpers
 
 
+def probe_rows(x: Tensor) -> Tensor:
+    """Of at most 128 images spread evenly over x [n,…]: their rows, int64, beside x."""
+    return torch.linspace(0, len(x) - 1, min(PROBE, len(x))).long().to(x.device)
+
+
 @contextmanager
 def _probe(model: nn.Module, x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Images and labels spread evenly over the data set, on the model's device; inside, all is as for an attack."""
-    if len(x) < 2 or y.shape != x.shape[:1]:
-        raise TrlError(f"images {tuple(x.shape)} with labels {tuple(y.shape)}: give one label per image, at least two")
+    check_images_and_labels(x, y)
+    if len(x) < 2:
+        raise TrlError("a single image is no sample to look for signs in: give at least two")
     device = device_of(model)
-    rows = torch.linspace(0, len(x) - 1, min(PROBE, len(x))).long()
+    rows = probe_rows(x)
     with frozen(model), full_precision(device), kept_generators(device):
-        yield as_input(x[rows.to(x.device)], device).clone(), y[rows.to(y.device)].to(device, torch.int64)
+        yield as_input(x[rows], device), y[rows.to(y.device)].to(device, torch.int64)
 
 
 def _differ(a: Tensor, b: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ def build_model(name: str, classes: int, shape: tuple[int, int, int] = (3, 32, 3
     variant = () if name in MODELS.names() and "*" not in name else (name,)
     model: Classifier = MODELS.build(name, classes, tuple(shape), *variant, **options)
     checked = MODELS.options(name).model_validate(options).model_dump()
-    # channels last, in which convolutions are quicker on CPUs and GPUs alike; the function stays the same
-    model.to(memory_format=torch.channels_last)
+    # float32 whatever the default dtype is, and channels last, in which convolutions are quicker on CPUs and GPUs alike
+    model.float().to(memory_format=torch.channels_last)
     model.config = {"name": name, "classes": classes, "shape": tuple(shape), "options": checked}
     return model

@@ -120,10 +120,12 @@ def test_later_batches_that_fail_are_said(data: tuple[Tensor, Tensor]) -> None:
 
 
 def test_an_error_of_the_attack_itself_is_not_hidden(data: tuple[Tensor, Tensor]) -> None:
-    model = watched()
-    model.layer = nn.Linear(5, 3)
+    @searches_in_half
+    def broken(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return x @ torch.ones(5, 3)
+
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        evaluate(model, *data, {"it": build_attack("pgd", THREAT)}, THREAT, checks=False, precision="bf16")
+        evaluate(watched(), *data, {"it": broken}, THREAT, checks=False, precision="bf16")
 
 
 def test_what_half_precision_contributed_nothing_to_is_not_said(data: tuple[Tensor, Tensor]) -> None:
