@@ -1,0 +1,107 @@
+"""Signs that an evaluation is not the one that was meant: its units, its images, its labels or the model's mode."""
+
+import math
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trl.attacks.ensemble import Ensemble
+from trl.attacks.inner import Attack
+from trl.attacks.mim import mim
+from trl.attacks.pgd import bim, cw, pgd
+from trl.evaluation.masking import Sign, probe_rows
+from trl.modes import kept_in_training
+from trl.threat import Threat
+
+STEPPING = (pgd, bim, cw, mim)  # whose step_size is a length in the threat's norm
+FEW = 20  # images, on which chance has too wide a range to tell
+DARK = 1.5 / 255  # images whose largest value is below it were divided by 255 twice, or are 0 and 1 as uint8
+
+
+def check_setting(model: nn.Module, x: Tensor, attacks: Mapping[str, Attack], threat: Threat) -> list[Sign]:
+    """What looks wrong before anything is run: modes, epsilon, step sizes, and the pixels of at most 128 images.
+
+    `x` uint8 or float in [0, 1], [n,…]. The model is in the modes that its owner left it in.
+    """
+    signs = [_modes(kept_in_training(model)), _epsilon(threat, x), _steps(attacks), _dark(x)]
+    return [sign for sign in signs if sign]
+
+
+def check_accuracy(correct: Tensor, classes: int) -> list[Sign]:
+    """Whether clean accuracy, of `correct` bool [n], is what guessing may give; of few images it is not asked."""
+    n, accuracy, chance = len(correct), float(correct.double().mean()), 1 / classes
+    if n < FEW or accuracy > chance + 2 * math.sqrt(chance * (1 - chance) / n):  # two standard deviations above it
+        return []
+    return [
+        Sign(
+            "chance",
+            f"the model classifies {accuracy:.1%} of {n} images correctly, as guessing among {classes} classes does "
+            f"({chance:.1%}), so that its robust accuracy means nothing. Look whether its weights were loaded, whether "
+            "labels are numbered as in training, and whether it expects images that are normalised outside: it is "
+            "given values in [0, 1].",
+        )
+    ]
+
+
+def _modes(kept: list[str]) -> Sign | None:
+    if not kept:
+        return None
+    names = ", ".join(kept[:3]) + (f" and {len(kept) - 3} more" if len(kept) > 3 else "")
+    return Sign(
+        "modes",
+        f"modules were in training mode inside a model in eval mode: {names}. All of it is evaluated in eval mode, so "
+        "that the figures are not those of the model as it was given; if that was on purpose, write it into forward, "
+        "such as F.dropout(x, p, training=True).",
+    )
+
+
+def _epsilon(threat: Threat, x: Tensor) -> Sign | None:
+    image = torch.zeros(1, *x.shape[1:])
+    everything = float(threat.distance(torch.ones_like(image), image))
+    if threat.epsilon < everything:
+        return None
+    return Sign(
+        "epsilon",
+        f"{threat.name} epsilon {threat.epsilon:g} lets an attack turn any image into any other, since values lie in "
+        f"[0, 1]: robust accuracy then means nothing. Give it in these units, such as {threat.epsilon:g}/255.",
+    )
+
+
+def _steps(attacks: Mapping[str, Attack]) -> Sign | None:
+    found = []
+    for name, attack in _single(attacks):
+        options: dict[str, Any] = attack.keywords if isinstance(attack, partial) and attack.func in STEPPING else {}
+        step, ball = options.get("step_size"), options.get("threat")
+        if step and isinstance(ball, Threat) and 0 < 2 * ball.epsilon < step:
+            found.append(f"{name} takes steps of {step:g} at epsilon {ball.epsilon:g}")
+    if not found:
+        return None
+    return Sign(
+        "step size",
+        f"{', '.join(found)}: a step of more than twice epsilon crosses the whole ball, so that the attack only ever "
+        "sees its edge, and is weak. Give step_size in units of images in [0, 1], at most 2·epsilon; 2.5·epsilon/steps "
+        "is usual.",
+    )
+
+
+def _dark(x: Tensor) -> Sign | None:
+    highest = float(x.detach()[probe_rows(x)].max()) / (1 if x.is_floating_point() else 255)
+    if highest > DARK:
+        return None
+    return Sign(
+        "dark",
+        f"no value of an image is above {highest:.4g}, where 1 is white: they look as if they had been divided by 255 "
+        "twice, or are 0 and 1 stored as uint8, and any epsilon is large beside them. Give uint8 from 0 to 255, or "
+        "floats from 0 to 1.",
+    )
+
+
+def _single(attacks: Mapping[str, Attack]) -> Iterator[tuple[str, Attack]]:
+    for name, attack in attacks.items():
+        if isinstance(attack, Ensemble):
+            yield from ((f"{name}/{part}", member) for part, member in attack.parts.items())
+        else:
+            yield name, attack
