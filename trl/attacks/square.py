@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from trl.attacks.criterion import MISCLASSIFIED, Criterion, check_criterion
+from trl.attacks.gradient_free import gradient_free
 from trl.attacks.inner import check_input, check_positive, frozen, judge, logits_of
 from trl.attacks.losses import loss_called
 from trl.attacks.restarts import Kept
@@ -27,6 +28,7 @@ WORTHWHILE = 1 / 16  # share of samples that must be done for the batch to be cu
 Changes = list[tuple[Tensor, Tensor]]  # windows, views of the images, and what they held before
 
 
+@gradient_free
 def square(
     model: nn.Module,
     x: Tensor,
