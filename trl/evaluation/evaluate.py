@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from trl.attacks.criterion import MISCLASSIFIED, Criterion, check_criterion
 from trl.attacks.ensemble import Ensemble
 from trl.attacks.fgsm import fgsm
+from trl.attacks.gradient_free import is_gradient_free
 from trl.attacks.inner import Attack, check_images_and_labels
-from trl.attacks.square import square
 from trl.attacks.transfer import Transfer
 from trl.errors import TrlError, in_one_line
 from trl.evaluation.cost import Cost, counting
@@ -180,7 +180,7 @@ def evaluate(
             signs += run.recheck(_all(correct), random=any(sign.name == "random" for sign in signs))
     stages = {name: stages[name] for name in parts if [*parts[name]] != [name]}
     if checks:
-        free = [name for name, attack in attacks.items() if _is(attack, square) or isinstance(attack, Transfer)]
+        free = [name for name, attack in attacks.items() if is_gradient_free(attack) or isinstance(attack, Transfer)]
         single = [name for name, attack in attacks.items() if _is(attack, fgsm)]
         signs += check_results(correct, gradient_free=["square", *free], one_step=["fgsm", *single], stages=stages)
     adversarials = run.state.take()
