@@ -1,6 +1,6 @@
 """A classifier with a detector beside it, under attacks that know nothing of the detector and under attacks that do."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from trl.attacks.criterion import Both, Criterion, Misclassified, Strategy, Undetected
+from trl.attacks.gradient_free import is_gradient_free
 from trl.attacks.inner import Attack
 from trl.data.base import ImageSet
 from trl.detectors.base import Detector
@@ -89,7 +90,8 @@ def attack_guarded(
     """Attack classifier and detector at once: an image is lost if what becomes of it is misclassified and accepted.
 
     `static`: adversarial images [n,…] by name, which were made without the detector. `adaptive`: attacks by name, each
-    made for a criterion; they know the detector and its threshold, and run with each of the strategies on what is left.
+    made for a criterion; they know the detector and its threshold, and run with each of the strategies on what is left,
+    those that use no gradient (`gradient_free`) once, by the first of them, and last: it shows what the others miss.
     The first of them also searches for the lowest score that a misclassified image can have, whatever the threshold
     (`evade`): with all others, that is what an adaptive AUC is measured on. Other arguments and errors are those of
     `evaluate`.
@@ -104,11 +106,13 @@ def attack_guarded(
         correct[name] = correct["clean"] & ~(answer.wrong & (answer.scores <= calibration.threshold))
 
     undetected = Undetected(detector, calibration.threshold, calibration.scale)
-    attacks = {
-        f"{name} {strategy}": make(Both(Misclassified(), undetected, strategy))
+    made = {
+        f"{name} {criterion.strategy}": attack
         for name, make in adaptive.items()
-        for strategy in STRATEGIES
+        for criterion, attack in _by_strategy(make, undetected)
     }
+    free = [name for name, attack in made.items() if is_gradient_free(attack)]
+    attacks = dict(sorted(made.items(), key=lambda item: item[0] in free))
     left = torch.stack(list(correct.values())).all(0)
     rows = left.nonzero().squeeze(1)
     candidates = list(found.values())
@@ -150,17 +154,26 @@ def evade(
 ) -> Answers:
     """To images x [n,…] when the attack makes each misclassified with as low a score as it finds, below `natural` [m].
 
-    With each of the strategies; what counts is the worst per image.
+    With each of the strategies, or once if the attack uses no gradient; what counts is the worst per image.
     """
     undetected = Undetected(detector, float(natural.min()), float(natural.std()) or 1.0)
     found = []
-    for strategy in STRATEGIES:
-        criterion = Both(Misclassified(), undetected, strategy)
+    for criterion, attack in _by_strategy(make_attack, undetected):
         # an attack of the caller's need not tell its criterion
         own = None if key is None else f"{key}, {criterion!r}"
-        x_adv = perturb(model, x, y, make_attack(criterion), threat, batch_size, seed, state=state, key=own)
+        x_adv = perturb(model, x, y, attack, threat, batch_size, seed, state=state, key=own)
         found.append(answers(model, detector, x_adv, y, batch_size))
     return worst(found)
+
+
+def _by_strategy(make: MakeAttack, undetected: Undetected) -> Iterator[tuple[Both, Attack]]:
+    """The attack for each of the strategies, which differ in the gradient's direction alone: without one, once."""
+    for strategy in STRATEGIES:
+        criterion = Both(Misclassified(), undetected, strategy)
+        attack = make(criterion)
+        yield criterion, attack
+        if is_gradient_free(attack):
+            return
 
 
 def worst(candidates: Sequence[Answers]) -> Answers:

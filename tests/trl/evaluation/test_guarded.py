@@ -7,13 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from trl.attacks import Attack, Criterion, build_attack
+from trl.attacks.gradient_free import gradient_free
 from trl.data.base import ImageSet
 from trl.data.digits import digits
 from trl.detectors import DETECTORS, Calibration, Detector, build_detector
+from trl.detectors.gaussian import GaussianDetector
 from trl.errors import TrlError
 from trl.evaluation import embed, perturb
 from trl.evaluation.detection import detection_auc
-from trl.evaluation.guarded import Answers, Guarded, answers, attack_guarded, evade, fit_calibrated, worst
+from trl.evaluation.guarded import Answers, Guarded, MakeAttack, answers, attack_guarded, evade, fit_calibrated, worst
 from trl.models import Classifier, build_model
 from trl.threat import Linf
 
@@ -237,6 +239,54 @@ def test_no_image_is_left_to_attack() -> None:
     found = guard(-3, 0.3, 0.1, 0.2)
     assert not any(flags.any() for flags in found.correct.values())
     assert list(found.correct) == ["clean", "fgsm", "pgd selective", "pgd orthogonal"]
+
+
+class Coarse(GaussianDetector):
+    """Rounds the score, so that it has no gradient but zero."""
+
+    step = 1.5  # a quarter of the natural scores' standard deviation
+
+    def _score(self, features: Tensor) -> Tensor:
+        return (super()._score(features) / self.step).round() * self.step
+
+
+def black_box(criterion: Criterion) -> Attack:
+    return build_attack("square", THREAT, criterion, queries=1000)
+
+
+def by_gradient(criterion: Criterion) -> Attack:
+    return build_attack("apgd", THREAT, criterion, steps=20)
+
+
+def test_a_score_without_a_gradient_is_not_credited(setting: Setting) -> None:
+    detector = Coarse()
+    calibration = fit_calibrated(setting.model, detector, setting.train, setting.validation, 0.1)
+
+    def attack(adaptive: dict[str, MakeAttack]) -> Guarded:
+        images = setting.test.images, setting.test.labels
+        return attack_guarded(setting.model, detector, calibration, *images, setting.static, adaptive, THREAT)
+
+    credited = attack({"apgd": by_gradient})
+    assert credited.correct["apgd orthogonal"].sum() >= 25
+    found = attack({"square": black_box, "apgd": by_gradient})
+    # what uses no gradient comes last, and once
+    assert list(found.correct) == ["clean", "pgd", "apgd selective", "apgd orthogonal", "square selective"]
+    assert found.correct["square selective"].sum() <= 15
+
+
+def test_what_uses_no_gradient_evades_once(setting: Setting) -> None:
+    detector, calls = Pixels().fit(torch.zeros(2, 32), torch.zeros(2, dtype=torch.int64)), []
+
+    @gradient_free
+    def natural(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return x
+
+    def make(criterion: Criterion) -> Attack:
+        calls.append(criterion)
+        return natural
+
+    evade(setting.model, detector, torch.zeros(3), setting.test.images, setting.test.labels, make, THREAT)
+    assert len(calls) == 1
 
 
 def test_evading_stays_in_the_threat(setting: Setting) -> None:
