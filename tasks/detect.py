@@ -73,6 +73,8 @@ def detect(stage: Stage) -> None:
             roc += _roc(name, natural, static, guarded)
             scores += _histograms(name, {"natural": natural, **static, "adaptive": guarded.adaptive})
         say(_line(stage, name, figures[name]))
+        for warning in figures[name]["warnings"]:
+            say(f"warning: {stage.method}-{stage.seed} {name}: {warning}")
 
     detector, calibration = detectors[config.detector]
     save_detector(detector, calibration, weights_sha256(paths.model), paths.detector)
@@ -191,6 +193,7 @@ def _figures(
             "adaptive": adaptive,
             "worst": list(adaptive.values())[-1],
         },
+        "warnings": [f"{sign.name}: {sign.message}" for sign in guarded.signs],
     }
 
 

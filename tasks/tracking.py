@@ -312,7 +312,7 @@ def _attack_metrics(path: Path) -> list[Any]:
 
 
 def _detect_metrics(path: Path) -> list[Any]:
-    """Every figure of the deployed detector; of each other one its AUC and the worst case with rejection."""
+    """Every figure of the deployed detector; of each other one AUC, worst case with rejection and warnings."""
     figures = json.loads(path.read_text())
     values: dict[str, Any] = {}
     for name, detector in figures["detectors"].items():
@@ -320,8 +320,10 @@ def _detect_metrics(path: Path) -> list[Any]:
         if name != figures["detector"]:
             values |= {f"detect/{name}/auc/{a}": subsets["all"]["auc"]["value"] for a, subsets in attacks.items()}
             values[f"detect/{name}/reject/worst"] = rejection["worst"]["accuracy"]
+            values[f"detect/{name}/warnings"] = len(detector.get("warnings", []))
             continue
         values |= {"detect/threshold": detector["threshold"], "detect/false_alarms": detector["false_alarms"]["value"]}
+        values["detect/warnings"] = len(detector.get("warnings", []))
         for attack, subsets in attacks.items():
             values |= {f"detect/{kind}/{attack}": figure["value"] for kind, figure in subsets["all"].items()}
             some = {subset: subsets[subset] for subset in ("successful", "failed") if subsets[subset]}

@@ -172,7 +172,18 @@ def test_what_the_stage_attack_found_counts_too(stage: Callable[..., Stage]) -> 
         assert after.rejection.clean == before.rejection.clean
         assert after.rejection.static["stage attack"].accuracy <= after.rejection.clean.accuracy - 0.6  # 30 of 40
         assert after.rejection.worst.accuracy <= after.rejection.static["stage attack"].accuracy
+        assert after.warnings == []
         assert after.adaptive.all.auc.value < before.adaptive.all.auc.value
         detect(stage(epsilon=0.1))  # they may lie outside of a smaller threat
         smaller = Detect.model_validate_json((PATHS.metrics / "detect.json").read_text()).deployed
         assert list(smaller.rejection.static) == ["pgd"]
+
+
+def test_a_warning_is_said_and_kept(stage: Callable[..., Stage], capsys: pytest.CaptureFixture[str]) -> None:
+    """One query of Square is no attack: what the detector is then credited with, the classifier alone does not keep."""
+    detect(stage(false_alarms=0.1, adaptive={"samples": 100, "attacks": {"square": {"queries": 1}}}))
+    found = Detect.model_validate_json((PATHS.metrics / "detect.json").read_text()).detectors["gaussian"]
+    assert list(found.rejection.adaptive) == ["square selective"]
+    (warning,) = found.warnings
+    assert warning.startswith(f"credit: with rejection {found.rejection.worst.accuracy:.1%} of 100 images withstand")
+    assert f"warning: um-0 gaussian: {warning}\n" in capsys.readouterr().out

@@ -15,9 +15,11 @@ from trl.data.base import ImageSet
 from trl.detectors.base import Detector
 from trl.detectors.calibration import Calibration, calibrate
 from trl.errors import TrlError
+from trl.evaluation.credit import check_credit, check_score
 from trl.evaluation.embeddings import embed
 from trl.evaluation.evaluate import evaluate, perturb
 from trl.evaluation.inference import device_of
+from trl.evaluation.masking import Sign, check_results
 from trl.threat import Threat
 
 STRATEGIES: tuple[Strategy, ...] = ("selective", "orthogonal")
@@ -39,12 +41,14 @@ class Guarded:
     `correct`: bool [n], "clean" for natural images that are classified correctly and accepted; by static attack, those
     of them whose adversarial is classified correctly or rejected; and by adaptive attack and strategy what is left of
     those that withstood all static attacks and the adaptive ones before it. The last entry is the worst case.
+    `signs`: that the detector may be credited with more than it does; look at them before you believe.
     """
 
     natural: Answers
     static: dict[str, Answers]
     adaptive: Answers
     correct: dict[str, Tensor]
+    signs: list[Sign]
 
 
 def answers(model: nn.Module, detector: Detector, x: Tensor, y: Tensor, batch_size: int = 500) -> Answers:
@@ -135,7 +139,14 @@ def attack_guarded(
     candidates.append(
         evade(model, detector, natural.scores, x, y, first, threat, batch_size, seed, state=state, key=key)
     )
-    return Guarded(natural, found, worst(candidates), correct)
+    plain = torch.stack([~answer.wrong for answer in (natural, *found.values())]).all(0)
+    signs = [
+        *check_score(model, detector, x),
+        # no attack as one of a single step: in books of what is left, it also has the credit of those before it
+        *check_results(correct, gradient_free=free, one_step=()),
+        *check_credit(torch.stack(list(correct.values())).all(0), plain),
+    ]
+    return Guarded(natural, found, worst(candidates), correct, signs)
 
 
 def evade(

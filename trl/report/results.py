@@ -121,7 +121,7 @@ class DetectorFigures(BaseModel):
     """One detector: its threshold, the share of natural test images above it, and how well it detects.
 
     `static`: by attack that knows nothing of the detector; `adaptive`: the worst per image over those and the attacks
-    that know it.
+    that know it. `warnings`: signs that the detector is credited with more than it does.
     """
 
     threshold: float
@@ -129,6 +129,7 @@ class DetectorFigures(BaseModel):
     static: Annotated[dict[str, Subsets], Field(min_length=1)]
     adaptive: Subsets
     rejection: Rejection
+    warnings: list[str] = []
 
 
 class Detect(BaseModel):
@@ -220,6 +221,13 @@ class ModelResults:
     scores: Sequence[ScoreBin]
     detection: Sequence[DetectionPoint]
     tsne: Sequence[TsnePoint]
+
+    @property
+    def warnings(self) -> list[tuple[str, str]]:
+        """By what each is about beside the model ("" or a detector), and what it says; those of stage attack first."""
+        about = {"": self.attack.warnings}
+        about |= {f"{name} detector": found.warnings for name, found in self.detect.detectors.items()}
+        return [(what, warning) for what, warnings in about.items() for warning in warnings]
 
 
 @dataclass(frozen=True)

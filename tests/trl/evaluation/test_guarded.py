@@ -75,6 +75,7 @@ def test_an_attacker_who_knows_the_detector_does_better(setting: Setting, name: 
     for earlier, later in pairwise(order):
         assert not (later & ~earlier).any()
     assert order[-1].sum() < order[1].sum()
+    assert found.signs == []  # an honest detector that falls
 
     # the detector and the model's answers are what they were
     assert all(torch.equal(value, before[key]) for key, value in detector.state_dict().items())
@@ -268,10 +269,12 @@ def test_a_score_without_a_gradient_is_not_credited(setting: Setting) -> None:
 
     credited = attack({"apgd": by_gradient})
     assert credited.correct["apgd orthogonal"].sum() >= 25
+    assert {"zero gradient", "credit"} == {sign.name for sign in credited.signs}
     found = attack({"square": black_box, "apgd": by_gradient})
     # what uses no gradient comes last, and once
     assert list(found.correct) == ["clean", "pgd", "apgd selective", "apgd orthogonal", "square selective"]
     assert found.correct["square selective"].sum() <= 15
+    assert {"zero gradient", "black box"} == {sign.name for sign in found.signs}
 
 
 def test_what_uses_no_gradient_evades_once(setting: Setting) -> None:

@@ -154,6 +154,7 @@ def test_warnings_and_the_parts_of_an_ensemble_are_shown(case) -> None:
     text = page.text()
     assert "Before you believe these numbers" in text
     assert text.count("tiny changes do not change the <logits>") == len(results.seeds)
+    assert text.count("knn detector: credit: more than <plain>") == len(results.seeds)
     assert "autoattack, part by part" in text
     for model in results.models:
         assert f"{100 * model.attack.stages['autoattack']['square'].accuracy:.1f}" in text
