@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from trl.errors import TrlError
 from trl.files import write_atomic, write_json
 from trl.models.base import Classifier, Shape
+from trl.models.wrappers import unwrapped
 from trl.registry import explain
 
 WEIGHTS = "model.safetensors"
@@ -34,13 +35,11 @@ class Config(BaseModel):
 def save_model(model: nn.Module, folder: str | Path) -> None:
     """Write weights and config to `folder`, each file whole or not at all; the same weights give the same bytes.
 
-    Wrappers (torch.compile, DistributedDataParallel, an averaged copy) are seen through.
+    Wrappers are seen through (see `unwrapped`).
     TrlError: the model does not come from `build_model`, or the files cannot be written.
     """
-    inner: Any = model
-    while inner is not None and not isinstance(inner, Classifier):
-        inner = getattr(inner, "_orig_mod", None) or getattr(inner, "module", None)
-    if inner is None or not inner.config:
+    inner = unwrapped(model)
+    if not isinstance(inner, Classifier) or not inner.config:
         raise TrlError(f"cannot save a {type(model).__name__}: save_model takes a model made by build_model")
     # a submodule may be compiled on its own
     weights = {k.replace("_orig_mod.", ""): v.detach().cpu().contiguous() for k, v in inner.state_dict().items()}

@@ -12,6 +12,7 @@ from torch import distributed, nn
 from torch.optim.swa_utils import AveragedModel
 
 from tests.trl.models.architectures import NAMES, images, model
+from tests.trl.models.test_wrappers import Halved
 from trl.errors import TrlError
 from trl.models import Classifier, build_model, load_model, save_model
 
@@ -95,7 +96,9 @@ def test_wrappers_leave_no_trace(
     assert _same(load_model(other), small)
 
 
-@pytest.mark.parametrize("stranger", [nn.Linear(2, 2), torch.compile(nn.Linear(2, 2))])
+@pytest.mark.parametrize(
+    "stranger", [nn.Linear(2, 2), torch.compile(nn.Linear(2, 2)), Halved(build_model("mlp", 2, (1, 4, 4)))]
+)
 def test_a_foreign_module_is_refused(stranger: nn.Module, tmp_path: Path) -> None:
     with pytest.raises(TrlError, match="made by build_model"):
         save_model(stranger, tmp_path)
