@@ -146,6 +146,11 @@ def test_auc_and_its_figures_agree() -> None:
         ({"false_alarms": 0}, r"detect\.false_alarms: should be greater than 0, not 0"),
         ({"attacks": {"adaptive": {"attack": "pgd"}}}, r"'adaptive' is the name of a worst case"),
         ({"adaptive": {"attacks": {}}}, r"detect\.adaptive\.attacks"),
+        (
+            {"detectors": {"gaussian": {"layer": "body.7"}}},
+            r"detector gaussian: Classifier has no layer 'body\.7'",
+        ),
+        ({"detectors": {"energy": {"layer": "body"}}}, r"detect\.detectors\.energy\.layer: unknown key"),
         ({"false_alarms": 0.001}, r"detector gaussian: 150 natural images cannot tell .* take 999 or more"),
     ],
 )

@@ -3,33 +3,43 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
 from trl.errors import TrlError
 
-Reads = Literal["features", "logits", "layers"]
+
+class Layer(NamedTuple):
+    """A submodule of a classifier by its path, such as "layer4" or "body.3" (see `named_modules`)."""
+
+    path: str
+
+
+Reads = Literal["features", "logits", "layers"] | Layer
 BATCH = 512  # rows scored at a time: detectors hold [rows, classes, d]
 
 
 class Detector(nn.Module, ABC):
     """Scores images by what a classifier makes of them: higher = more adversarial.
 
-    `reads` says what: the embedding, the logits, or the pooled outputs of several layers; `observe` computes it.
+    `reads` says what: the embedding, the logits, or the pooled outputs of several layers or of the one at the path
+    `layer`; `observe` computes it, for any module.
     What `fit` learns are float64 buffers, so that a detector moves between devices and is stored like a model. `learns`
     gives their names and shapes, such as "k d d": a letter stands for the same size everywhere, and d for the width.
     `config` says how `build_detector` made it. The score is differentiable in what it reads: it can be attacked.
     """
 
-    reads: ClassVar[Reads] = "features"
+    reads: Reads = "features"
     learns: Mapping[str, str] = MappingProxyType({})
     width: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, layer: str | None = None) -> None:
         super().__init__()
         self.config: dict[str, Any] = {}
+        if layer is not None:
+            self.reads = Layer(layer)
 
     def fit(self, features: Tensor, labels: Tensor) -> Self:
         """Learn from what natural training images give, [n,d], and their labels [n] (any integers).

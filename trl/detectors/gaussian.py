@@ -20,15 +20,20 @@ class GaussianDetector(Detector):
     `covariance`: "full" per class, "tied" (one for all classes, pooled around the class means) or "diagonal" per class.
     `shrinkage`: towards the mean variance times the identity, in [0, 1]; null means Ledoit & Wolf's (2004) estimate,
     which suits classes with fewer samples than dimensions. Full covariances take classes · d² · 8 bytes.
+    `layer`: see `Detector`.
     """
 
     means: Tensor
     whitenings: Tensor
 
     def __init__(
-        self, *, covariance: Literal["full", "tied", "diagonal"] = "full", shrinkage: Shrinkage = None
+        self,
+        *,
+        covariance: Literal["full", "tied", "diagonal"] = "full",
+        shrinkage: Shrinkage = None,
+        layer: str | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(layer)
         self.covariance, self.shrinkage = covariance, shrinkage
         self.learns = {"means": "k d", "whitenings": {"full": "k d d", "tied": "1 d d", "diagonal": "k d"}[covariance]}
 

@@ -18,14 +18,17 @@ class GaussianMixtureDetector(Detector):
 
     `components` per class; a class gets fewer if they would have less than two samples each. `covariance` of each
     component: "full" or "diagonal". Full ones are not shrunk, and take classes · components · d² · 8 bytes.
+    `layer`: see `Detector`.
     """
 
     log_weights: Tensor
     means: Tensor
     whitenings: Tensor
 
-    def __init__(self, *, components: Count = 2, covariance: Literal["full", "diagonal"] = "diagonal") -> None:
-        super().__init__()
+    def __init__(
+        self, *, components: Count = 2, covariance: Literal["full", "diagonal"] = "diagonal", layer: str | None = None
+    ) -> None:
+        super().__init__(layer)
         self.components, self.covariance = components, covariance
         shape = "k c d d" if covariance == "full" else "k c d"
         self.learns = {"log_weights": "k c", "means": "k c d", "whitenings": shape}

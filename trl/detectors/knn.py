@@ -13,12 +13,13 @@ class NeighbourDetector(Detector):
     """Score = distance in [0, 2] to the k-th nearest natural embedding, all scaled to unit length (zeros stay zeros).
 
     `neighbours` is k, or the number of natural embeddings if that is less. All of them are kept: N · d · 8 bytes.
+    `layer`: see `Detector`.
     """
 
     natural: Tensor
 
-    def __init__(self, *, neighbours: Count = 50) -> None:
-        super().__init__()
+    def __init__(self, *, neighbours: Count = 50, layer: str | None = None) -> None:
+        super().__init__(layer)
         self.neighbours = neighbours
         self.learns = {"natural": "n d"}
 

@@ -18,14 +18,15 @@ class DimensionDetector(Detector):
     """Score = -(1/k Σ_i log(r_i / r_k))⁻¹ (equation 4), r_1 ≤ … ≤ r_k the distances to the nearest natural embeddings.
 
     It differs from the paper: there the neighbours are sought in a minibatch and a logistic regression trained on
-    adversarial images weighs the scores of all layers; here among all natural embeddings, for the last layer alone.
+    adversarial images weighs the scores of all layers; here among all natural embeddings, for one layer alone.
     `neighbours` is k, or the number of natural embeddings if that is less. All of them are kept: N · d · 8 bytes.
+    `layer`: see `Detector`.
     """
 
     natural: Tensor
 
-    def __init__(self, *, neighbours: Annotated[int, Field(ge=2)] = 20) -> None:
-        super().__init__()
+    def __init__(self, *, neighbours: Annotated[int, Field(ge=2)] = 20, layer: str | None = None) -> None:
+        super().__init__(layer)
         self.neighbours = neighbours
         self.learns = {"natural": "n d"}
 

@@ -1,55 +1,166 @@
-"""What a detector reads from a classifier: its logits, its embedding, or what several of its layers give."""
+"""What a detector reads from a classifier: its logits, its embedding, or what one or several of its layers give."""
 
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from typing import Any
+from difflib import get_close_matches
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from trl.detectors.base import Reads
+from trl.detectors.base import Layer, Reads
 from trl.errors import TrlError
+from trl.models.wrappers import eager, unwrapped
+
+ACTIVATIONS = (
+    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish),
+    *(nn.Hardswish, nn.Hardtanh, nn.Tanh, nn.Sigmoid, nn.Hardsigmoid, nn.Softplus, nn.Softsign),
+)
 
 
 def observe(model: nn.Module, x: Tensor, reads: Reads) -> tuple[Tensor, Tensor]:
-    """The model's logits [n,k] of images x, and what a detector that `reads` so is given, [n,d]; one forward.
+    """The logits [n,k] of any module for images x, and what a detector that `reads` so is given, [n,d]; one forward.
 
-    features: the input of `model.head`. layers: the outputs of the activations, blocks and groups of `model.body`, each
-    averaged over its positions, one after the other (Lee et al. 2018, arXiv 1807.03888, section 2.2), with the
-    embedding as the last. Of successive maps of one size, only the last counts; what the embedding repeats does not.
-    Differentiable. TrlError for a model without `head` and `body`, unless logits are read.
+    features: the embedding, which is the input of the last linear layer that runs. Layer: the output of the submodule
+    with that path, the last time it runs. layers: the outputs of the activations and blocks that run before the last
+    linear layer, one after the other (Lee et al. 2018, arXiv 1807.03888, section 2.2), with the embedding as the last.
+    A block is a module with parts; the parts count in its place if it is an nn.Sequential, if it is the only one, or if
+    the last linear layer is among them. Of successive maps of one size, only the last counts; what the embedding
+    repeats does not. Maps [n,c,h,w] and tokens [n,t,d] are averaged over their positions.
+
+    Differentiable. Wrappers are seen through (see `unwrapped`). TrlError: the answer is no logits, the layer is unknown
+    or does not run, or it gives no row per image.
     """
     if reads == "logits":
-        logits: Tensor = model(x)
+        logits = _logits(model, x)
         return logits, logits
-    head, body = getattr(model, "head", None), getattr(model, "body", None)
-    if not isinstance(head, nn.Module) or not isinstance(body, nn.Module):
-        raise TrlError(
-            f"{type(model).__name__} has no body and head to read {reads} from: take a model made by build_model, "
-            "or a detector that reads logits"
-        )
-    seen: list[Tensor] = []
-    shapes: list[torch.Size] = []
+    model = unwrapped(model)
+    trace = _Trace(len(x))
+    with ExitStack() as stack:
+        for hook in _watch(model, reads, trace):
+            stack.callback(hook.remove)
+        stack.enter_context(eager(model))
+        logits = _logits(model, x)
+    if trace.seen is None:
+        raise _nothing_to_read(model, reads)
+    return logits, torch.cat([*trace.layers, trace.seen], 1)
 
-    def keep(_: nn.Module, __: Any, output: Tensor) -> None:
-        if output.ndim > 2 and shapes[-1:] == [output.shape]:
-            seen.pop()
-        shapes.append(output.shape)
-        seen.append(output.mean(tuple(range(2, output.ndim))) if output.ndim > 2 else output)
 
-    def keep_embedding(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        embedding = inputs[0]
-        if seen and (seen[-1] is embedding or (len(shapes[-1]) > 2 and shapes[-1][1] == embedding.shape[1])):
-            seen.pop()  # the embedding itself, or the map that it is the average of
-        seen.append(embedding)
+def _watch(model: nn.Module, reads: Reads, trace: "_Trace") -> Iterator[RemovableHandle]:
+    """Hook the trace into what is read; TrlError if the layer is unknown, or what torch.jit made, which takes none."""
+    if isinstance(reads, Layer):
+        layer = _named(model, reads.path)
+        if isinstance(layer, torch.jit.ScriptModule):
+            raise _nothing_to_read(model, reads)
+        yield layer.register_forward_hook(trace.keep_output)
+        return
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            yield module.register_forward_pre_hook(trace.keep_input, with_kwargs=True)
+        if reads == "layers" and _is_layer(module):
+            if isinstance(module, torch.jit.ScriptModule):
+                raise _nothing_to_read(model, reads)
+            yield module.register_forward_pre_hook(trace.enter)
+            yield module.register_forward_hook(trace.leave)
 
-    layers = [m for m in body.children() if _is_layer(m)] if reads == "layers" else []
-    with ExitStack() as hooks:
-        for layer in layers:
-            hooks.callback(layer.register_forward_hook(keep).remove)
-        hooks.callback(head.register_forward_pre_hook(keep_embedding).remove)
-        logits = model(x)
-    return logits, torch.cat(seen, 1)
+
+def _nothing_to_read(model: nn.Module, reads: Reads) -> TrlError:
+    what = f"layer {reads.path!r} that gives" if isinstance(reads, Layer) else "linear layer that takes"
+    mend = "name a layer that does, by the detector's option `layer`"
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        mend = "give the module that torch.jit made it of, whose layers can be seen"
+    return TrlError(
+        f"{type(model).__name__} runs no {what} a float tensor with one row per image: {mend}, "
+        "or take a detector that reads logits"
+    )
+
+
+class _Done(NamedTuple):
+    """A layer that has run: the size and the pooled form [n,d] of its output, and those of its parts."""
+
+    size: torch.Size
+    pooled: Tensor
+    parts: "list[_Done]"
+
+
+class _Trace:
+    """Hooks that keep what runs in a forward of n images, at once: an operation in place may change it afterwards.
+
+    `seen`: what is asked for, or None. `layers`: what is read of the layers before it.
+    """
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+        self.seen: Tensor | None = None
+        self.layers: list[Tensor] = []
+        self._done: list[_Done] = []  # without those that are parts of others
+        self._starts: list[int] = []  # of the layers that run now: how many were done before
+
+    def keep_output(self, _: nn.Module, __: Any, output: Any) -> None:
+        self.seen = _pooled(output).clone() if self._has_rows(output) else None
+
+    def keep_input(self, _: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        given = args[0] if args else kwargs["input"]
+        if self._has_rows(given):
+            self.seen = given.flatten(1, -2).mean(1) if given.ndim > 2 else given
+            self.layers = _read(self._done, self.seen)
+        else:
+            self.seen = None
+
+    def enter(self, _: nn.Module, __: Any) -> None:
+        self._starts.append(len(self._done))
+
+    def leave(self, _: nn.Module, __: Any, output: Any) -> None:
+        start = self._starts.pop()
+        if self._has_rows(output):  # otherwise its parts stay in its place
+            self._done[start:] = [_Done(output.shape, _pooled(output), self._done[start:])]
+
+    def _has_rows(self, value: Any) -> bool:
+        return isinstance(value, Tensor) and value.ndim > 1 and len(value) == self.n and value.is_floating_point()
+
+
+def _read(done: list[_Done], embedding: Tensor) -> list[Tensor]:
+    """Which pooled outputs [n,…] of the layers that ran before the embedding [n,d] count; see `observe`."""
+    while len(done) == 1 and done[0].parts:
+        done = done[0].parts
+    kept: list[_Done] = []
+    for layer in done:
+        if kept and len(layer.size) > 2 and layer.size == kept[-1].size:
+            kept.pop()
+        kept.append(layer)
+    if kept:
+        size, last, _ = kept[-1]
+        if last is embedding or (len(size) > 3 and size[1] == embedding.shape[1]):
+            kept.pop()  # the embedding itself, or the map that it is the average of
+    return [layer.pooled for layer in kept]
+
+
+def _pooled(output: Tensor) -> Tensor:
+    """[n,d] of rows [n,d], tokens [n,t,d] or maps [n,d,…]."""
+    if output.ndim == 2:
+        return output
+    return output.mean(1 if output.ndim == 3 else tuple(range(2, output.ndim)))
 
 
 def _is_layer(module: nn.Module) -> bool:
-    return isinstance(module, nn.ReLU | nn.LeakyReLU) or any(True for _ in module.children())
+    if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
+        return False
+    return isinstance(module, ACTIVATIONS) or any(True for _ in module.children())
+
+
+def _named(model: nn.Module, path: str) -> nn.Module:
+    """The submodule with that path; what torch.compile adds to paths is left out."""
+    modules = {name.replace("_orig_mod.", ""): m for name, m in model.named_modules(remove_duplicate=False) if name}
+    if path not in modules:
+        near = get_close_matches(path, modules) or [name for name, _ in model.named_children()][:10]
+        raise TrlError(f"{type(model).__name__} has no layer {path!r}; it has {', '.join(near) or 'none'}")
+    return modules[path]
+
+
+def _logits(model: nn.Module, x: Tensor) -> Tensor:
+    logits = model(x)
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
+        given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise TrlError(f"the model answers {given} to {len(x)} images: it must return logits [n, classes]")
+    return logits

@@ -14,8 +14,8 @@ from trl.progress import batches
 def embed(model: nn.Module, x: Tensor, batch_size: int = 500, reads: Reads = "features") -> tuple[Tensor, Tensor]:
     """Embeddings float32 [n,d] and logits float32 [n,k] of images, on the CPU; eval mode, fp32, no gradient.
 
-    Instead of the embedding, whatever a detector `reads` (see `observe`). `x` is uint8 or float in [0, 1], and goes to
-    the model's device a batch at a time. TrlError for models that do not show it, and for no or unfit images.
+    Of any module; instead of the embedding, whatever a detector `reads` (see `observe`, and its errors).
+    `x` is uint8 or float in [0, 1], and goes to the model's device a batch at a time. TrlError for no or unfit images.
     """
     if len(x) == 0:
         raise TrlError("there are no images to embed: give at least one")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tests.trl.detectors.natural import embeddings
 from trl.detectors import DETECTORS, Calibration, Detector, build_detector, load_detector, save_detector
-from trl.detectors.base import BATCH
+from trl.detectors.base import BATCH, Layer
 from trl.errors import TrlError
 
 # all options that change what is learnt
@@ -201,3 +201,30 @@ def test_what_they_read() -> None:
     assert reads.pop("mahalanobis") == "layers"
     assert {name for name, what in reads.items() if what == "logits"} == set(FROM_LOGITS)
     assert set(reads.values()) == {"logits", "features"}
+
+
+@pytest.mark.parametrize("name", ["gaussian", "gmm", "knn", "lid"])
+def test_the_layer_is_stored_with_the_detector(name: str, tmp_path: Path) -> None:
+    detector = build_detector(name, layer="body.3").fit(*embeddings())
+    save_detector(detector, Calibration(0.1, 3.0, 1.0), "abc", tmp_path)
+    loaded, _ = load_detector(tmp_path)
+    assert detector.reads == loaded.reads == Layer("body.3")
+    assert loaded.config == detector.config
+    assert torch.equal(loaded.score(embeddings()[0]), detector.score(embeddings()[0]))
+    with pytest.raises(TrlError, match=f"detector {name}: layer: .* a valid string, not 3"):
+        build_detector(name, layer=3)
+
+
+@pytest.mark.parametrize("name", ["energy", "mahalanobis", "max_logit"])
+def test_what_reads_something_else_has_no_layer(name: str) -> None:
+    with pytest.raises(TrlError, match=f"detector {name}: layer: unknown key"):
+        build_detector(name, layer="body.3")
+
+
+@pytest.mark.parametrize("name", ["gaussian", "gmm", "knn", "lid"])
+def test_detectors_stored_before_there_were_layers(name: str, tmp_path: Path) -> None:
+    save_detector(build_detector(name).fit(*embeddings()), Calibration(0.1, 3.0, 1.0), "abc", tmp_path)
+    config = json.loads((tmp_path / "detector.json").read_text())
+    assert config["options"].pop("layer") is None
+    (tmp_path / "detector.json").write_text(json.dumps(config))
+    assert load_detector(tmp_path)[0].reads == "features"

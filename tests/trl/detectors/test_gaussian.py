@@ -153,11 +153,11 @@ def test_options() -> None:
     detector = build_detector("gaussian")
     assert isinstance(detector, GaussianDetector)
     assert (detector.covariance, detector.shrinkage) == ("full", None)
-    assert set(DETECTORS.options("gaussian").model_fields) == {"covariance", "shrinkage"}
+    assert set(DETECTORS.options("gaussian").model_fields) == {"covariance", "shrinkage", "layer"}
     for options, message in (
         ({"covariance": "spherical"}, "covariance"),
         ({"shrinkage": 1.5}, "shrinkage"),
-        ({"temperature": 1}, "temperature: unknown key; allowed: covariance, shrinkage"),
+        ({"temperature": 1}, "temperature: unknown key; allowed: covariance, shrinkage, layer"),
     ):
         with pytest.raises(TrlError, match=message):
             build_detector("gaussian", **options)

@@ -100,8 +100,14 @@ def test_threads_may_share_one() -> None:
             torch.testing.assert_close(part, same)
 
 
-def test_load(tmp_path: Path) -> None:
+@pytest.mark.parametrize("layer", [None, "body.1"])
+def test_load(layer: str | None, tmp_path: Path) -> None:
     made = guard()
+    if layer is not None:
+        with torch.no_grad():
+            seen = made.model.get_submodule(layer)(made.model.body[0](images()))
+        made.detector = build_detector("gaussian", covariance="tied", layer=layer).fit(seen, torch.arange(60) % 3)
+        torch.testing.assert_close(made.judge(images()).scores, made.detector.score(seen))
     assert isinstance(made.model, nn.Module)
     save_model(made.model, tmp_path / "model")
     save_detector(made.detector, made.calibration, weights_sha256(tmp_path / "model"), tmp_path / "detector")

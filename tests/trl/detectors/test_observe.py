@@ -3,7 +3,6 @@ import torch
 from torch import Tensor, nn
 
 from trl.detectors.observe import observe
-from trl.errors import TrlError
 from trl.models import Classifier, build_model
 
 # per architecture: the widths of the layers that are read, the embedding last
@@ -63,11 +62,3 @@ def test_every_layer_has_a_gradient(name: str) -> None:
     for layer in observe(model, x, "layers")[1].split(WIDTHS[name], 1):
         (gradient,) = torch.autograd.grad(layer.sum(), x, retain_graph=True)
         assert gradient.abs().sum() > 0
-
-
-def test_models_without_body_and_head() -> None:
-    model, x = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), torch.rand(1, 1, 2, 2)
-    assert torch.equal(observe(model, x, "logits")[1], model(x))
-    for reads in ("features", "layers"):
-        with pytest.raises(TrlError, match=f"Sequential has no body and head to read {reads} from"):
-            observe(model, x, reads)

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from tests.trl.evaluation.tiny import Net, images
+from trl.detectors.base import Layer
 from trl.errors import TrlError
 from trl.evaluation import embed
 
@@ -25,9 +26,20 @@ def test_features_and_logits_in_eval_mode(batch_size: int) -> None:
     torch.testing.assert_close(again, (features, logits))
 
 
+def test_any_module() -> None:
+    torch.manual_seed(0)
+    model, (x, _) = nn.Sequential(nn.Flatten(), nn.Linear(12, 7), nn.Tanh(), nn.Linear(7, 3)).train(), images()
+    features, logits = embed(nn.DataParallel(model), x, 17)
+    torch.testing.assert_close(features, model[:3](x / 255).detach())
+    torch.testing.assert_close(logits, model(x / 255).detach())
+    layer, again = embed(model, x, 17, Layer("1"))
+    torch.testing.assert_close((layer, again), (model[:2](x / 255).detach(), logits))
+    assert model.training
+
+
 def test_what_cannot_be_embedded() -> None:
     x, _ = images(4)
-    with pytest.raises(TrlError, match="Sequential has no body and head"):
+    with pytest.raises(TrlError, match="Sequential runs no linear layer"):
         embed(nn.Sequential(nn.Flatten()), x)
     with pytest.raises(TrlError, match="no images"):
         embed(Net(), x[:0])
