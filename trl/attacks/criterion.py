@@ -80,8 +80,8 @@ class Undetected(Criterion):
 
     def __repr__(self) -> str:
         detector = self.detectors[0]
-        name = detector.config.get("name", type(detector).__name__)
-        return f"Undetected({name} {digest(detector.state_dict())}, {self.threshold!r}, {self.scale!r})"
+        made = detector.config or f"{type(detector).__name__} of {detector.reads}"
+        return f"Undetected({made} {digest(detector.state_dict())}, {self.threshold!r}, {self.scale!r})"
 
     def loss(self, loss: Loss) -> Loss:
         """How far the score is below the threshold, in units of `scale`; the attack's own loss has no say."""

@@ -189,3 +189,13 @@ def test_a_criterion_says_what_it_is() -> None:
     assert len({repr(criterion) for criterion in made}) == 5
     assert repr(made[0]) == repr(Misclassified() & Undetected(detector, threshold))
     assert " at 0x" not in repr(made[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "one", "other"),
+    [("energy", {}, {"temperature": 2.0}), ("knn", {}, {"layer": "body"}), ("knn", {}, {"neighbours": 2})],
+)
+def test_options_that_nothing_learnt_shows_belong_to_it(name: str, one: dict, other: dict) -> None:
+    h, y = torch.rand(5, 3), torch.zeros(5)
+    first, second = (Undetected(build_detector(name, **options).fit(h, y), 1.0) for options in (one, other))
+    assert repr(first) != repr(second)
