@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 
+from tasks.store import ARTIFACTS, DATABASE, follow
 from trl.errors import TrlError
 
 FOLDER = Path(".services").absolute()  # logs, process ids, Prefect's database and profile; see prefect.toml
@@ -84,7 +85,7 @@ def answers(address: str) -> bool:
 def services(prefect_port: int, mlflow_port: int) -> list[Service]:
     """The services, in the order in which they start."""
     prefect = [sys.executable, "-m", "prefect"]
-    store, artifacts = Path("mlflow.db").absolute(), Path("mlartifacts").absolute()
+    store, artifacts = Path(DATABASE).absolute(), Path(ARTIFACTS).absolute()
     mlflow = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(mlflow_port), "--workers", "1"]
     mlflow += ["--backend-store-uri", f"sqlite:///{store}", "--artifacts-destination", artifacts.as_uri()]
     return [
@@ -117,6 +118,7 @@ def up(prefect_port: int, mlflow_port: int) -> None:
         print("starting Prefect and MLflow …", flush=True)
         server.start(environment)
         mlflow.start(environment)
+        follow(Path.cwd())
         _prefect(environment, "work-pool", "create", "gpu", "--type", "process", "--overwrite")
         _prefect(environment, "deploy", "--all")
         worker.start(environment)

@@ -20,7 +20,8 @@ from pydantic import BaseModel, ValidationError
 
 import trl
 from tasks.stage import Stage, run_stage
-from tasks.tracking import client_and_experiment, record_model
+from tasks.store import client_and_experiment
+from tasks.tracking import record_model
 from trl.errors import TrlError, in_one_line
 from trl.progress import say
 from trl.registry import explain

@@ -20,6 +20,7 @@ from urllib.parse import quote, urlencode
 import yaml
 
 from tasks.stage import Stage
+from tasks.store import client_and_experiment
 from trl.progress import say
 
 if TYPE_CHECKING:
@@ -28,44 +29,6 @@ if TYPE_CHECKING:
 
 WEIGHTS, CHECKPOINT, PIPELINE, LOGGED = "trl.weights", "trl.checkpoint", "trl.pipeline", "trl.logged"
 NOTE = "mlflow.note.content"  # the text at the top of a run's page
-
-
-def client_and_experiment(stage: Stage) -> "tuple[MlflowClient, str]":
-    """The tracking client and the id of the data set's experiment, created if it is missing.
-
-    The store is `MLFLOW_TRACKING_URI`, or mlflow.db in the project's root with its artifacts in mlartifacts.
-    """
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-    from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-
-    remote = os.environ.get("MLFLOW_TRACKING_URI")
-    store = remote or f"sqlite:///{Path('mlflow.db').absolute()}"
-    name = stage.recipe.data.name
-    with _alone(store):
-        client = MlflowClient(store)
-        found = client.get_experiment_by_name(name)
-    if found:
-        if found.lifecycle_stage == "deleted":
-            client.restore_experiment(found.experiment_id)
-        return client, found.experiment_id
-    try:
-        artifacts = None if remote else Path("mlartifacts").absolute().as_uri()
-        kind = {"mlflow.experimentKind": "custom_model_development"}  # the page's layout: training, not chat models
-        return client, client.create_experiment(name, artifact_location=artifacts, tags=kind)
-    except MlflowException:
-        if not (found := client.get_experiment_by_name(name)):
-            raise
-        return client, found.experiment_id  # a stage beside this one was faster
-
-
-def _alone(store: str) -> contextlib.AbstractContextManager[object]:
-    """Inside, no other process creates the tables of an SQLite store: two that did it at once would leave it broken."""
-    from filelock import FileLock
-
-    path = store.removeprefix("sqlite:///")
-    return FileLock(f"{path}.lock") if path != store else contextlib.nullcontext()
 
 
 @contextlib.contextmanager

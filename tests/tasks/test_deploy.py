@@ -22,7 +22,7 @@ from tasks.deploy import CHAMPION, FORMER, deploy
 from tasks.paths import RecipePaths
 from tasks.prepare import prepare
 from tasks.stage import run_stage
-from tasks.tracking import client_and_experiment
+from tasks.store import client_and_experiment
 from tests.tasks.deployable import rewrite, write_deployable
 from trl.detectors.guard import Guard
 

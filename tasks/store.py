@@ -1,0 +1,99 @@
+"""MLflow's store: opened by one process at a time, and found again where the project was moved or copied to."""
+
+import contextlib
+import os
+import sqlite3
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+from filelock import FileLock
+
+from tasks.stage import Stage
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"  # in the project's root
+MLFLOW_DEFAULT = "mlruns"  # where MLflow puts the artifacts of experiments that are given no place
+
+# where MLflow keeps absolute addresses of artifacts; none of its interfaces changes one
+_ADDRESSES = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+)
+
+
+def client_and_experiment(stage: Stage) -> "tuple[MlflowClient, str]":
+    """The tracking client and the id of the data set's experiment, created if it is missing.
+
+    The store is `MLFLOW_TRACKING_URI`, which is used as it is, or mlflow.db in the project's root with its artifacts in
+    mlartifacts, which is told where the project is now.
+    """
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    remote, root = os.environ.get("MLFLOW_TRACKING_URI"), Path.cwd()
+    store = remote or f"sqlite:///{root / DATABASE}"
+    name = stage.recipe.data.name
+    with _alone(store):
+        client = MlflowClient(store)
+        client.get_experiment_by_name(name)  # creates the tables
+    if not remote:
+        follow(root)
+    if found := client.get_experiment_by_name(name):
+        if found.lifecycle_stage == "deleted":
+            client.restore_experiment(found.experiment_id)
+        return client, found.experiment_id
+    try:
+        artifacts = None if remote else (root / ARTIFACTS).as_uri()
+        kind = {"mlflow.experimentKind": "custom_model_development"}  # the page's layout: training, not chat models
+        return client, client.create_experiment(name, artifact_location=artifacts, tags=kind)
+    except MlflowException:
+        if not (found := client.get_experiment_by_name(name)):
+            raise
+        return client, found.experiment_id  # a stage beside this one was faster
+
+
+def follow(root: Path) -> None:
+    """Let the store in the project's folder `root` find its artifacts there, if the project was elsewhere before.
+
+    A copy of a project so has artifacts of its own. Without a store nothing happens; sqlite3.Error if it is damaged.
+    """
+    path = root / DATABASE
+    if not path.exists():
+        return
+    # one transaction, which other processes wait for: all addresses are changed, or none
+    with _alone(f"sqlite:///{path}"), contextlib.closing(sqlite3.connect(path, timeout=60)) as store, store:
+        suffix = f"/{ARTIFACTS}"
+        experiments = store.execute("SELECT DISTINCT artifact_location FROM experiments").fetchall()
+        for (address,) in experiments:
+            if address and address.startswith("file:") and address.endswith(suffix):
+                former = Path(url2pathname(urlsplit(address).path)).parent
+                if former != root:
+                    _move(store, former, root)
+
+
+def _move(store: sqlite3.Connection, former: Path, root: Path) -> None:
+    for folder in (ARTIFACTS, MLFLOW_DEFAULT):
+        before, after = former / folder, root / folder
+        # MLflow writes one as a URI or as a path
+        for old, new in ((before.as_uri(), after.as_uri()), (str(before), str(after))):
+            for table, column in _ADDRESSES:
+                store.execute(
+                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) "
+                    f"WHERE {column} = ? OR substr({column}, 1, ?) = ?",
+                    (new, len(old) + 1, old, len(old) + 1, f"{old}/"),
+                )
+
+
+def _alone(store: str) -> contextlib.AbstractContextManager[object]:
+    """Inside, no other process creates the tables of an SQLite store: two that did it at once would leave it broken."""
+    path = store.removeprefix("sqlite:///")
+    return FileLock(f"{path}.lock") if path != store else contextlib.nullcontext()
