@@ -22,6 +22,8 @@ from trl.errors import TrlError, in_one_line
 from trl.models import MODELS, Classifier, build_model, load_model
 from trl.models.io import CONFIG, WEIGHTS
 
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "module", "weights", "model_ema", "ema")
+PREFIXES = ("_orig_mod.", "module.", "model.", "net.")  # of torch.compile, DataParallel, and wrappers of one model
 ORDERED = (".pth", ".pt")  # torch.save keeps the order of the weights, safetensors does not
 
 
@@ -57,7 +59,14 @@ def open_images(source: str, samples: int | None = None) -> Images:
         arrays = read_npz(path, wanted) if path.suffix == ".npz" else read_safetensors(path)
         missing = set(wanted) - arrays.keys()
         if missing:
-            raise TrlError(f"{path}: no {' and no '.join(sorted(missing))}; it holds {', '.join(arrays) or 'nothing'}")
+            arrays = read_npz(path) if path.suffix == ".npz" else arrays
+            held = ", ".join(f"{name} {list(array.shape)}" for name, array in arrays.items())
+            raise TrlError(
+                f"{path}: no {' and no '.join(sorted(missing))}; it holds {held or 'nothing'}: "
+                "save the images [n,c,h,w] as images and the class numbers [n] as labels"
+            )
+        if arrays["images"].ndim == 3:
+            raise TrlError(f"{path}: images {list(arrays['images'].shape)} have no channel; save images[:, None]")
         found = Images(arrays["images"], arrays["labels"], None)
     else:
         try:
@@ -71,7 +80,7 @@ def open_images(source: str, samples: int | None = None) -> Images:
 
 
 def open_model(source: str, architecture: str | None, shape: tuple[int, ...]) -> tuple[nn.Module, list[str]]:
-    """The model that `source` names, in eval mode, and what the user should know about how it was read.
+    """The model that `source` names, in the modes it comes in, and what the user should know about how it was read.
 
     `source`: a folder written by `save_model`; a file of weights (.safetensors, .pt, .pth) for `architecture`, written
     as `parse_choice` reads it, on images of `shape`; or `package.module:name`, a module or a function that makes one.
@@ -90,7 +99,7 @@ def open_model(source: str, architecture: str | None, shape: tuple[int, ...]) ->
             f"no model {source!r}; give a folder with model.safetensors and config.json, "
             "a .safetensors, .pt or .pth file, or package.module:function"
         )
-    return model.eval(), notes
+    return model, notes
 
 
 def model_key(source: str, model: nn.Module) -> str:
@@ -150,7 +159,9 @@ def _from_weights(path: Path, architecture: str | None, shape: tuple[int, ...]) 
         if not chosen[wanted].isfinite().all():
             raise TrlError(f"{path}: {given!r} holds NaN or infinite values")
     model.load_state_dict(chosen)
-    return model, [] if by_name else [f"{path}: weights matched by order and shape, since their names are not {name}'s"]
+    return model.eval(), [] if by_name else [
+        f"{path}: weights matched by order and shape, since their names are not {name}'s"
+    ]
 
 
 def _from_python(source: str) -> nn.Module:
@@ -178,7 +189,7 @@ def _from_python(source: str) -> nn.Module:
 
 
 def _read_torch(path: Path) -> dict[str, Tensor]:
-    """A state dict; `state_dict` in a checkpoint, and the prefix `module.` of nn.DataParallel, are seen through."""
+    """A state dict; what checkpoints wrap it in, and prefixes that all its names share, are seen through."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
@@ -187,11 +198,24 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
         if "weights_only" in str(error):
             raise TrlError(f"{path}: holds more than tensors, which is not loaded; save model.state_dict()") from None
         raise TrlError(f"{path}: damaged ({in_one_line(error)})") from None
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
-    if not (isinstance(content, Mapping) and content and all(isinstance(v, Tensor) for v in content.values())):
-        raise TrlError(f"{path}: no state dict; save model.state_dict()")
-    return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
+    weights = _unwrapped(content)
+    if weights is None:
+        held = f"; it holds {', '.join(map(str, content)) or 'nothing'}" if isinstance(content, Mapping) else ""
+        raise TrlError(f"{path}: no state dict under {', '.join(WRAPPERS)}{held}; save model.state_dict()")
+    return weights
+
+
+def _unwrapped(content: object) -> dict[str, Tensor] | None:
+    """The weights in a checkpoint: itself, or what it holds under the first of WRAPPERS that holds any."""
+    if not isinstance(content, Mapping):
+        return None
+    if content and all(isinstance(value, Tensor) for value in content.values()):
+        names = [str(name) for name in content]
+        for prefix in PREFIXES:
+            if all(name.startswith(prefix) for name in names):
+                names = [name.removeprefix(prefix) for name in names]
+        return dict(zip(names, content.values(), strict=True))
+    return next((found for key in WRAPPERS if (found := _unwrapped(content.get(key))) is not None), None)
 
 
 def _shape(tensor: Tensor | None) -> str:

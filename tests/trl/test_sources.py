@@ -43,7 +43,11 @@ def network(**options: object) -> Classifier:
 
 
 @pytest.mark.parametrize(
-    "form", ["folder", "names", "prefix", "checkpoint", "safetensors", "order", "function", "module"]
+    "form",
+    [
+        *("folder", "names", "module.", "_orig_mod.module.", "module.model.", "safetensors", "order"),
+        *("state_dict", "model", "net", "model_state_dict", "model_ema", "function", "ready"),
+    ],
 )
 def test_every_form_gives_the_model(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, source, architecture, notes = network(), tmp_path / "w.pth", "mlp:width=16", 0
@@ -53,10 +57,10 @@ def test_every_form_gives_the_model(form: str, tmp_path: Path, monkeypatch: pyte
         save_model(model, source)
     elif form == "names":
         torch.save(dict(reversed(state.items())), source)
-    elif form == "prefix":
-        torch.save({f"module.{k}": v for k, v in state.items()}, source)
-    elif form == "checkpoint":
-        torch.save({"epoch": 3, "state_dict": state}, source)
+    elif form.endswith("."):
+        torch.save({f"{form}{k}": v for k, v in state.items()}, source)
+    elif form not in ("safetensors", "order", "function", "ready"):
+        torch.save({"epoch": 3, "optimizer": {"lr": 0.1}, form: {f"module.{k}": v for k, v in state.items()}}, source)
     elif form == "safetensors":
         source = tmp_path / "w.safetensors"
         save_file(dict(state), source)
@@ -103,6 +107,7 @@ class Evil:
         ("good.pth", "mlp:width=16,depth=3", r"expected body.5.weight \[16, 16\], found head.weight \[10, 16\]"),
         ("nan.pth", "mlp:width=16", "nan.pth: 'head.bias' holds NaN"),
         ("list.pth", "mlp", "list.pth: no state dict"),
+        ("odd.pth", "mlp", "odd.pth: no state dict under state_dict, .*; it holds epoch, generator; save"),
         ("evil.pth", "mlp", "evil.pth: holds more than tensors, which is not loaded"),
         ("text.pth", "mlp", "text.pth: "),
         ("text.safetensors", "mlp", "text.safetensors: damaged"),
@@ -122,6 +127,7 @@ def test_what_is_no_model_is_one_line(
     torch.save(state, "good.pth")
     torch.save(state | {"head.bias": torch.full((10,), torch.nan)}, "nan.pth")
     torch.save([torch.ones(2)], "list.pth")
+    torch.save({"epoch": 3, "generator": state}, "odd.pth")
     Path("evil.pth").write_bytes(pickle.dumps(Evil()))
     for name in ("text.pth", "text.safetensors"):
         Path(name).write_text("hello")
@@ -153,7 +159,8 @@ def test_images_in_a_file(suffix: str, tmp_path: Path) -> None:
         ("cifar", "unknown data set 'cifar'; known: cifar10, .*; or a .safetensors or .npz file"),
         ("absent.npz", "absent.npz: cannot be read"),
         ("absent.safetensors", "absent.safetensors: cannot be read"),
-        ("names.npz", "names.npz: no images and no labels"),
+        ("names.npz", r"names.npz: no images and no labels; it holds x \[2\], y \[2\]: save the images"),
+        ("flat.npz", r"flat.npz: images \[2, 8, 8\] have no channel; save images\[:, None\]"),
         ("objects.npz", "objects.npz: no .npz file of numbers"),
         ("array.npz", "array.npz: no .npz file of numbers"),
         ("text.npz", "text.npz: no .npz file of numbers"),
@@ -165,6 +172,7 @@ def test_what_are_no_images_is_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     np.savez("names.npz", x=np.ones(2), y=np.ones(2))
+    np.savez("flat.npz", images=np.ones((2, 8, 8)), labels=np.ones(2))
     np.savez("objects.npz", images=np.array([Evil()], dtype=object), labels=np.ones(1))
     with Path("array.npz").open("wb") as file:
         np.save(file, np.ones(2))
