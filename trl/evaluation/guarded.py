@@ -18,7 +18,7 @@ from trl.errors import TrlError
 from trl.evaluation.credit import check_credit, check_score
 from trl.evaluation.embeddings import embed
 from trl.evaluation.evaluate import evaluate, perturb
-from trl.evaluation.inference import device_of
+from trl.evaluation.inference import device_of, try_out
 from trl.evaluation.masking import Sign, check_results
 from trl.threat import Threat
 
@@ -68,7 +68,9 @@ def fit_calibrated(
     """Fit the detector to natural training images, on the model's device; its threshold from natural validation images.
 
     Whether the classifier gets the validation images right makes no difference: those that it gets wrong count, too.
+    TrlError for a model that cannot be evaluated or does not show what the detector reads.
     """
+    try_out(model, validation.images)
     device = device_of(model)
     seen, _ = embed(model, train.images, batch_size, detector.reads)
     detector.fit(seen.to(device), train.labels.to(device))
