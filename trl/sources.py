@@ -7,8 +7,6 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Mapping
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,15 +14,12 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from trl.arrays import read_npz, read_safetensors
+from trl.arrays import read_named
 from trl.data import DATASETS, load_dataset
 from trl.errors import TrlError, in_one_line
 from trl.models import MODELS, Classifier, build_model, load_model
 from trl.models.io import CONFIG, WEIGHTS
-
-WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "module", "weights", "model_ema", "ema")
-PREFIXES = ("_orig_mod.", "module.", "model.", "net.")  # of torch.compile, DataParallel, and wrappers of one model
-ORDERED = (".pth", ".pt")  # torch.save keeps the order of the weights, safetensors does not
+from trl.weights import SUFFIXES, fit, normalisation, read_weights
 
 
 class Images(NamedTuple):
@@ -51,23 +46,13 @@ def parse_choice(text: str) -> tuple[str, dict[str, Any]]:
 def open_images(source: str, samples: int | None = None) -> Images:
     """The first `samples` test images of the data set called `source`, or of a .safetensors or .npz file.
 
-    Such a file holds `images` and `labels`. TrlError: no such data set or file, or one that is damaged.
+    Such a file holds `images`, channels first, and `labels`: class numbers of any type [n] or [n, 1], or one-hot rows
+    [n, classes]. TrlError: no such data set or file, one that is damaged, or images or labels of another form.
     """
     path = Path(source)
     if path.suffix in (".safetensors", ".npz"):
-        wanted = ("images", "labels")
-        arrays = read_npz(path, wanted) if path.suffix == ".npz" else read_safetensors(path)
-        missing = set(wanted) - arrays.keys()
-        if missing:
-            arrays = read_npz(path) if path.suffix == ".npz" else arrays
-            held = ", ".join(f"{name} {list(array.shape)}" for name, array in arrays.items())
-            raise TrlError(
-                f"{path}: no {' and no '.join(sorted(missing))}; it holds {held or 'nothing'}: "
-                "save the images [n,c,h,w] as images and the class numbers [n] as labels"
-            )
-        if arrays["images"].ndim == 3:
-            raise TrlError(f"{path}: images {list(arrays['images'].shape)} have no channel; save images[:, None]")
-        found = Images(arrays["images"], arrays["labels"], None)
+        images, labels = read_named(path, ("images", "labels"))
+        found = Images(_channels_first(path, images), _class_numbers(path, labels), None)
     else:
         try:
             dataset = load_dataset(source)
@@ -80,26 +65,24 @@ def open_images(source: str, samples: int | None = None) -> Images:
 
 
 def open_model(source: str, architecture: str | None, shape: tuple[int, ...]) -> tuple[nn.Module, list[str]]:
-    """The model that `source` names, in the modes it comes in, and what the user should know about how it was read.
+    """The model that `source` names, and what the user should know about how it was read.
 
-    `source`: a folder written by `save_model`; a file of weights (.safetensors, .pt, .pth) for `architecture`, written
-    as `parse_choice` reads it, on images of `shape`; or `package.module:name`, a module or a function that makes one.
-    Weights are matched by name, else, in files that keep it, by order and shape. TrlError if that leads to no model.
+    `source`: a folder written by `save_model`; a file of weights (`SUFFIXES`) for `architecture`, written as
+    `parse_choice` reads it, on images of `shape`; or `package.module:name`, a module or a function that makes one.
+    Weights are matched by name, else, in files that keep it, by order and shape. A model of a folder or a file is in
+    eval mode, one of Python as it was given. TrlError if that leads to no model.
     """
     path = Path(source)
-    notes: list[str] = []
     if path.is_dir():
-        model: nn.Module = load_model(path)
-    elif path.suffix in (".safetensors", *ORDERED):
-        model, notes = _from_weights(path, architecture, shape)
-    elif re.fullmatch(r"[\w.]+:[\w.]+", source):
-        model = _from_python(source)
-    else:
-        raise TrlError(
-            f"no model {source!r}; give a folder with model.safetensors and config.json, "
-            "a .safetensors, .pt or .pth file, or package.module:function"
-        )
-    return model, notes
+        return load_model(path), []
+    if path.suffix in SUFFIXES:
+        return _from_weights(path, architecture, shape)
+    if re.fullmatch(r"[\w.]+:[\w.]+", source):
+        return _from_python(source), []
+    raise TrlError(
+        f"no model {source!r}; give a folder with model.safetensors and config.json, "
+        f"a file of weights ({', '.join(SUFFIXES)}), or package.module:function"
+    )
 
 
 def model_key(source: str, model: nn.Module) -> str:
@@ -125,6 +108,31 @@ def model_key(source: str, model: nn.Module) -> str:
     return found.hexdigest()
 
 
+def _channels_first(path: Path, images: Tensor) -> Tensor:
+    few = (1, 3, 4)  # channels that images have
+    if images.ndim == 3:
+        mend = "have no channel; save images[:, None]"
+    elif images.ndim == 4 and images.shape[3] in few and images.shape[1] not in few:
+        mend = "have their channels last; save images.transpose(0, 3, 1, 2)"
+    else:
+        return images
+    raise TrlError(f"{path}: images {list(images.shape)} {mend}, which is [n, channels, height, width]")
+
+
+def _class_numbers(path: Path, labels: Tensor) -> Tensor:
+    """Integers [n]; TrlError unless the labels say one class for each image."""
+    numbers = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
+    if numbers.ndim == 2 and bool(((numbers == 0) | (numbers == 1)).all() and (numbers.sum(1) == 1).all()):
+        return numbers.to(torch.int8).argmax(1)
+    if numbers.ndim != 1:
+        raise TrlError(
+            f"{path}: labels {list(labels.shape)}: give one class number per image, such as labels.argmax(1)"
+        )
+    if numbers.is_floating_point() and bool((numbers == numbers.round()).all()):
+        return numbers.long()
+    return numbers
+
+
 def _is_source(file: Path, folder: Path) -> bool:
     """Is it Python code below `folder`, but not of a package that is installed there?"""
     if file.suffix != ".py" or not file.is_relative_to(folder):
@@ -133,35 +141,33 @@ def _is_source(file: Path, folder: Path) -> bool:
 
 
 def _from_weights(path: Path, architecture: str | None, shape: tuple[int, ...]) -> tuple[Classifier, list[str]]:
-    weights = _read_torch(path) if path.suffix in ORDERED else read_safetensors(path)
-    if not weights:
-        raise TrlError(f"{path}: holds nothing")
+    weights, notes = read_weights(path)
     if architecture is None:
         raise TrlError(f"{path}: holds weights only; give --architecture, one of {', '.join(MODELS.names())}")
     name, options = parse_choice(architecture)
     MODELS.check(name, options)
-    last = weights.get("head.bias", [*weights.values()][-1])  # one value for each class
-    model = build_model(name, len(last) if last.ndim else 0, shape, **options)  # type: ignore[arg-type]  # it checks
-    expected = model.state_dict()
-    by_name = expected.keys() == weights.keys()
-    if not by_name and path.suffix not in ORDERED:
-        odd = sorted(expected.keys() ^ weights.keys())[0]
-        raise TrlError(f"{path}: does not fit {name} at {odd!r}; a .safetensors file must have the names of {name}")
-    chosen = {}
-    for wanted, given in zip_longest(expected, expected if by_name else weights):
-        there, here = (_shape(tensors.get(key)) for tensors, key in ((expected, wanted), (weights, given)))
-        if there != here:
-            raise TrlError(
-                f"{path}: does not fit {architecture} for images {list(shape)}: "
-                f"expected {wanted} {there}, found {given} {here}"
-            )
-        chosen[wanted] = weights[given]
-        if not chosen[wanted].isfinite().all():
-            raise TrlError(f"{path}: {given!r} holds NaN or infinite values")
+    constants = normalisation(weights, shape[0])
+    notes += _normalised(path, constants, architecture, bool(options.get("mean")))
+    weights = {key: tensor for key, tensor in weights.items() if key not in constants}
+    head = [tensor for key, tensor in weights.items() if f".{key}".endswith(".head.bias")]
+    last = [*head, *reversed(weights.values())][:1]  # one value for each class
+    model = build_model(name, len(last[0]) if last and last[0].ndim else 0, shape, **options)  # type: ignore[arg-type]
+    chosen, said = fit(path, f"{architecture} for images {list(shape)}", model.state_dict(), weights)
     model.load_state_dict(chosen)
-    return model.eval(), [] if by_name else [
-        f"{path}: weights matched by order and shape, since their names are not {name}'s"
-    ]
+    return model.eval(), [*notes, *said]
+
+
+def _normalised(path: Path, constants: dict[str, tuple[str, list[float]]], architecture: str, given: bool) -> list[str]:
+    """What to say of the constants of a normalisation in a file; TrlError if they matter and are not `given`."""
+    held = ", ".join(f"{name}={values}" for name, (_, values) in constants.items())
+    if given and constants:
+        return [f"{path}: its {held} is left out; the normalisation is that of {architecture}"]
+    if any(value != (kind == "std") for kind, values in constants.values() for value in values):
+        found = dict(constants.values())
+        mean, std = found.get("mean", "[…]"), found.get("std", "[…]")
+        options = f"{architecture}{',' if ':' in architecture else ':'}mean={mean},std={std}"
+        raise TrlError(f"{path}: images are normalised by {held}; give it, in [0, 1] units: --architecture '{options}'")
+    return []
 
 
 def _from_python(source: str) -> nn.Module:
@@ -186,37 +192,3 @@ def _from_python(source: str) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise TrlError(f"{source}: gives a {type(model).__name__}, not a torch.nn.Module")
     return model
-
-
-def _read_torch(path: Path) -> dict[str, Tensor]:
-    """A state dict; what checkpoints wrap it in, and prefixes that all its names share, are seen through."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise TrlError(f"{path}: cannot be read ({error.strerror})") from None
-    except Exception as error:  # a file of another kind can make the unpickler fail in any way
-        if "weights_only" in str(error):
-            raise TrlError(f"{path}: holds more than tensors, which is not loaded; save model.state_dict()") from None
-        raise TrlError(f"{path}: damaged ({in_one_line(error)})") from None
-    weights = _unwrapped(content)
-    if weights is None:
-        held = f"; it holds {', '.join(map(str, content)) or 'nothing'}" if isinstance(content, Mapping) else ""
-        raise TrlError(f"{path}: no state dict under {', '.join(WRAPPERS)}{held}; save model.state_dict()")
-    return weights
-
-
-def _unwrapped(content: object) -> dict[str, Tensor] | None:
-    """The weights in a checkpoint: itself, or what it holds under the first of WRAPPERS that holds any."""
-    if not isinstance(content, Mapping):
-        return None
-    if content and all(isinstance(value, Tensor) for value in content.values()):
-        names = [str(name) for name in content]
-        for prefix in PREFIXES:
-            if all(name.startswith(prefix) for name in names):
-                names = [name.removeprefix(prefix) for name in names]
-        return dict(zip(names, content.values(), strict=True))
-    return next((found for key in WRAPPERS if (found := _unwrapped(content.get(key))) is not None), None)
-
-
-def _shape(tensor: Tensor | None) -> str:
-    return "nothing" if tensor is None else str(list(tensor.shape))
