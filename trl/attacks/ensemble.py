@@ -46,3 +46,10 @@ class Ensemble:
                 )
             left = left[~fooled]
         return best
+
+
+def parts_of(name: str, attack: Attack) -> dict[str, Attack]:
+    """The attacks to run one after the other: an ensemble's parts as `name/part`, any other attack itself."""
+    if isinstance(attack, Ensemble):
+        return {f"{name}/{part}": member for part, member in attack.parts.items()}
+    return {name: attack}

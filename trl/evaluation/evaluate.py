@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from trl.attacks.criterion import MISCLASSIFIED, Criterion, check_criterion
-from trl.attacks.ensemble import Ensemble
+from trl.attacks.ensemble import Ensemble, parts_of
 from trl.attacks.fgsm import fgsm
 from trl.attacks.gradient_free import is_gradient_free
 from trl.attacks.inner import Attack, check_images_and_labels
@@ -155,7 +155,7 @@ def evaluate(
         raise TrlError(f"precision is {precision!r}: give fp32 or bf16")
     half = precision == "bf16" and has_fast_bf16(device_of(model))
     books = _books(state, key, model, x, y, attacks, threat, batch_size, seed, cumulative, criterion, half, eight_bit)
-    parts = {name: _parts(name, attack) for name, attack in attacks.items()}
+    parts = {name: parts_of(name, attack) for name, attack in attacks.items()}
     total = len(x) * (1 + sum(map(len, parts.values())))
     signs = check_setting(model, x, attacks, threat) if checks else []
     with evaluating(model), Progress("evaluate", total, "images") as progress:
@@ -232,13 +232,6 @@ def _all(correct: Mapping[str, Tensor]) -> Tensor:
 def _is(attack: Attack, function: Callable[..., Tensor]) -> bool:
     """Is it `function`, perhaps with options, as `build_attack` gives them?"""
     return getattr(attack, "func", attack) is function
-
-
-def _parts(name: str, attack: Attack) -> dict[str, Attack]:
-    """The attacks to run one after the other: an ensemble's parts as `name/part`, any other attack itself."""
-    if isinstance(attack, Ensemble):
-        return {f"{name}/{part}": member for part, member in attack.parts.items()}
-    return {name: attack}
 
 
 @dataclass
@@ -421,7 +414,7 @@ def _check_names(attacks: Mapping[str, Attack]) -> None:
                 raise TrlError(f"an attack is called {text!r}: give it a name, which is a text")
         if name in RESERVED:
             raise TrlError(f"an attack is called {name!r}, which the summary uses itself: choose another name")
-    labels = [label for name, attack in attacks.items() for label in _parts(name, attack)]
+    labels = [label for name, attack in attacks.items() for label in parts_of(name, attack)]
     for label in labels:
         if labels.count(label) > 1:
             raise TrlError(f"{label!r} is an attack and the part of another, or a part of two: choose other names")

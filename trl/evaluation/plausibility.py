@@ -1,14 +1,14 @@
 """Signs that an evaluation is not the one that was meant: its units, its images, its labels or the model's mode."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from trl.attacks.ensemble import Ensemble
+from trl.attacks.ensemble import parts_of
 from trl.attacks.inner import Attack
 from trl.attacks.mim import mim
 from trl.attacks.pgd import bim, cw, pgd
@@ -72,7 +72,7 @@ def _epsilon(threat: Threat, x: Tensor) -> Sign | None:
 
 def _steps(attacks: Mapping[str, Attack]) -> Sign | None:
     found = []
-    for name, attack in _single(attacks):
+    for name, attack in (item for given in attacks.items() for item in parts_of(*given).items()):
         options: dict[str, Any] = attack.keywords if isinstance(attack, partial) and attack.func in STEPPING else {}
         step, ball = options.get("step_size"), options.get("threat")
         if step and isinstance(ball, Threat) and 0 < 2 * ball.epsilon < step:
@@ -97,11 +97,3 @@ def _dark(x: Tensor) -> Sign | None:
         "twice, or are 0 and 1 stored as uint8, and any epsilon is large beside them. Give uint8 from 0 to 255, or "
         "floats from 0 to 1.",
     )
-
-
-def _single(attacks: Mapping[str, Attack]) -> Iterator[tuple[str, Attack]]:
-    for name, attack in attacks.items():
-        if isinstance(attack, Ensemble):
-            yield from ((f"{name}/{part}", member) for part, member in attack.parts.items())
-        else:
-            yield name, attack
