@@ -12,7 +12,7 @@ from trl.attacks.inner import ascent, frozen
 from trl.detectors.base import Detector
 from trl.evaluation.inference import as_input, device_of, full_precision, kept_generators
 from trl.evaluation.intervals import accuracy
-from trl.evaluation.masking import PROBE, Sign
+from trl.evaluation.masking import Sign, probe_rows
 
 CREDIT = 0.05  # accuracy that rejection may add to the plain worst case before it is worth a look
 
@@ -23,8 +23,7 @@ def check_score(model: nn.Module, detector: Detector, x: Tensor) -> list[Sign]:
     `x`: uint8 or float in [0, 1], [n,…]. Eval mode, fp32; the model and the random generators stay as they were.
     """
     device = device_of(model)
-    rows = torch.linspace(0, len(x) - 1, min(PROBE, len(x))).long()
-    images = as_input(x[rows.to(x.device)], device)
+    images = as_input(x[probe_rows(x)], device)
     with frozen(model), full_precision(device), kept_generators(device):
         labels = torch.zeros(len(images), dtype=torch.int64, device=device)  # the score does not depend on them
         view = Scored(model, (detector,))
