@@ -6,7 +6,6 @@ import operator
 import os
 import re
 import sys
-import traceback
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from trl.arrays import read_named
 from trl.data import DATASETS, load_dataset
-from trl.errors import TrlError, in_one_line
+from trl.errors import TrlError, in_one_line, origin
 from trl.models import MODELS, Classifier, build_model, load_model
 from trl.models.io import CONFIG, WEIGHTS
 from trl.weights import SUFFIXES, fit, normalisation, read_weights
@@ -182,13 +181,9 @@ def _from_python(source: str) -> nn.Module:
     except TrlError:
         raise
     except Exception as error:  # whatever the user's code raises: where it did is what helps
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        where = (
-            f" ({last.filename}:{last.lineno})"
-            if last.filename not in (__file__, "<frozen importlib._bootstrap>")
-            else ""
-        )
-        raise TrlError(f"{source}: {in_one_line(error)}{where}") from None
+        where = origin(error)
+        ours = where.startswith((__file__, "<frozen importlib._bootstrap>"))
+        raise TrlError(f"{source}: {in_one_line(error)}{'' if ours else f' ({where})'}") from None
     if not isinstance(model, nn.Module):
         raise TrlError(f"{source}: gives a {type(model).__name__}, not a torch.nn.Module")
     return model
