@@ -163,7 +163,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--model",
         required=True,
-        help="a folder with model.safetensors and config.json; a .safetensors, .pt or .pth file of weights; "
+        help="a folder with model.safetensors and config.json; a file of weights (.safetensors, .pt, .pth, .ckpt, …); "
         "or package.module:function, which gives a torch.nn.Module from [0, 1] images to logits",
     )
     add("--architecture", metavar="NAME[:OPTIONS]", help="what a file of weights belongs to, such as wrn_34_10")
