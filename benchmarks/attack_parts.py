@@ -27,7 +27,7 @@ from benchmarks.networks import first_images, published, trained_on_digits
 from benchmarks.publish import publish
 from benchmarks.turns import draw, say
 from trl.attacks import build_attack
-from trl.device import choose_device
+from trl.nn.device import choose_device
 from trl.threat import build_threat
 
 PARTS = {part: part.replace("_", "-") for part in ("apgd_ce", "apgd_dlr", "apgd_t", "fab", "fab_t", "square")}

@@ -32,10 +32,10 @@ from benchmarks.networks import first_images, published, trained_on_digits
 from benchmarks.publish import publish
 from benchmarks.turns import draw, say, take_turns, timed, times
 from trl.attacks import build_attack, pgd
-from trl.device import choose_device
 from trl.evaluation import evaluate
 from trl.models import build_model
-from trl.precision import has_fast_bf16
+from trl.nn.device import choose_device
+from trl.nn.precision import has_fast_bf16
 from trl.threat import Linf
 
 PEERS = ("torchattacks", "foolbox", "adversarial-robustness-toolbox", "pyautoattack")

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from trl.precision import has_fast_bf16
+from trl.nn.precision import has_fast_bf16
 
 
 def describe(device: str, packages: Iterable[str]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from benchmarks.machine import describe, headline
 from benchmarks.publish import publish
 from benchmarks.tiny import TINY
 from benchmarks.turns import say
-from trl.device import choose_device
+from trl.nn.device import choose_device
 
 ROOT = Path(__file__).parents[1]
 PROBE = Path(__file__).parent / "probe"

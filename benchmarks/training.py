@@ -37,16 +37,16 @@ from benchmarks.machine import describe, headline
 from benchmarks.publish import publish
 from benchmarks.turns import draw, say, take_turns, timed, times
 from trl.attacks import build_attack, build_attack_at
+from trl.common.errors import TrlError
+from trl.common.seeds import derive_seed
 from trl.config import Optimizer, Recipe, load_params
 from trl.data import ImageSet, ShuffledStream, Splits, TrainingData, load_dataset, split
-from trl.device import choose_device
-from trl.errors import TrlError
 from trl.evaluation import evaluate
 from trl.models import build_model
+from trl.nn.device import choose_device
+from trl.nn.precision import has_fast_bf16
 from trl.objectives import build_objective
 from trl.objectives.base import Batch, Setting
-from trl.precision import has_fast_bf16
-from trl.randomness import derive_seed
 from trl.threat import build_threat
 from trl.training import train
 from trl.training.loop import Run

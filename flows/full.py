@@ -30,8 +30,8 @@ from flows.parameters import PARAMS, override
 from flows.server import TemporaryServer
 from flows.stages import Workers, is_cached, is_hint, last_error, repro, stage_graph, worker_environments
 from tasks.paths import RecipePaths
+from trl.common.errors import TrlError
 from trl.config import Params, load_params
-from trl.errors import TrlError
 from trl.report import load_results, text_table
 from trl.report.table import comparison
 

@@ -10,8 +10,8 @@ from dvc.utils.collections import apply_diff
 from dvc.utils.hydra import apply_overrides
 from ruamel.yaml import YAML
 
+from trl.common.errors import TrlError
 from trl.config import Params, load_params
-from trl.errors import TrlError
 
 PARAMS = Path("params.yaml")
 

@@ -16,7 +16,7 @@ import prefect
 from prefect.settings import PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS, get_current_settings
 
 from flows.services import HOST, answers
-from trl.errors import TrlError
+from trl.common.errors import TrlError
 
 STOP_SECONDS = 5.0
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 
 from tasks.store import ARTIFACTS, DATABASE, follow
-from trl.errors import TrlError
+from trl.common.errors import TrlError
 
 FOLDER = Path(".services").absolute()  # logs, process ids, Prefect's database and profile; see prefect.toml
 PROFILES = FOLDER / "profiles.toml"

@@ -15,7 +15,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 from tasks.processes import count_of, wanted_processes
-from trl.errors import TrlError
+from trl.common.errors import TrlError
 
 DVC = [sys.executable, "-m", "dvc"]
 GRACE_SECONDS = 10.0  # what an interrupted stage gets to write its checkpoint

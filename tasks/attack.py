@@ -15,12 +15,12 @@ def attack_model(stage: Stage) -> None:
     from safetensors.torch import save
 
     from trl.attacks import build_attack, build_attack_at
+    from trl.common.files import write_atomic, write_csv, write_json
+    from trl.common.progress import say
     from trl.data import load_splits
-    from trl.device import choose_device
     from trl.evaluation import epsilon_curve, evaluate
-    from trl.files import write_atomic, write_csv, write_json
     from trl.models import load_model
-    from trl.progress import say
+    from trl.nn.device import choose_device
     from trl.threat import build_threat
 
     recipe, config, paths = stage.recipe, stage.recipe.attack, stage.model_paths

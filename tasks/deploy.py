@@ -22,8 +22,8 @@ import trl
 from tasks.stage import Stage, run_stage
 from tasks.store import client_and_experiment
 from tasks.tracking import record_model
-from trl.errors import TrlError, in_one_line
-from trl.progress import say
+from trl.common.errors import TrlError, in_one_line
+from trl.common.progress import say
 from trl.registry import explain
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
     from mlflow.entities.model_registry import ModelVersion
 
-    from trl.detectors.guard import Guard
+    from trl.detection.guard import Guard
 
 File = TypeVar("File", bound=BaseModel)
 
@@ -113,7 +113,7 @@ def choose(stage: Stage, method: str | None, seed: int | None) -> Stage:
 
 def load_candidate(stage: Stage) -> Candidate:
     """Load and check the model and its detector; TrlError for files that are missing or do not belong together."""
-    from trl.detectors.guard import Guard
+    from trl.detection.guard import Guard
     from trl.models import weights_sha256
 
     paths, measured = stage.model_paths, _measured(stage)

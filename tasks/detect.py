@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from trl.config import Detection
     from trl.data.base import ImageSet
     from trl.data.splits import Splits
+    from trl.detection.adaptive import Answers, Guarded, MakeAttack
     from trl.detectors import Calibration, Detector
-    from trl.evaluation.guarded import Answers, Guarded, MakeAttack
     from trl.models import Classifier
     from trl.threat import Threat
 
@@ -26,15 +26,15 @@ BINS = 50  # of the histograms of scores
 
 def detect(stage: Stage) -> None:
     """Write the detectors' figures and curves, the analyses of the embeddings, and the detector to deploy."""
+    from trl.common.errors import TrlError
+    from trl.common.files import write_csv, write_json
+    from trl.common.progress import say
     from trl.data import load_splits
     from trl.data.base import ImageSet
+    from trl.detection.adaptive import answers, fit_calibrated
     from trl.detectors import build_detector, save_detector
-    from trl.device import choose_device
-    from trl.errors import TrlError
-    from trl.evaluation.guarded import answers, fit_calibrated
-    from trl.files import write_csv, write_json
     from trl.models import load_model, weights_sha256
-    from trl.progress import say
+    from trl.nn.device import choose_device
     from trl.threat import build_threat
 
     recipe, config, paths = stage.recipe, stage.recipe.detect, stage.model_paths
@@ -112,8 +112,8 @@ class Attacker:
     def static(self, name: str, images: "ImageSet") -> "Tensor":
         """What the attack `name`, which knows of no detector, makes of every image."""
         from trl.attacks import build_attack_at
+        from trl.common.seeds import derive_seed
         from trl.evaluation import perturb
-        from trl.randomness import derive_seed
 
         spec = self.config.attacks[name]
         attack = build_attack_at(self.epsilon, spec.name, self.threat, **spec.options)
@@ -124,7 +124,7 @@ class Attacker:
         self, detector: "Detector", calibration: "Calibration", images: "ImageSet", static: "Mapping[str, Tensor]"
     ) -> "Guarded":
         """The first images under the adversarials `static` and under all attacks that know the detector."""
-        from trl.evaluation.guarded import attack_guarded
+        from trl.detection.adaptive import attack_guarded
 
         n = self.config.adaptive.samples
         return attack_guarded(
@@ -137,7 +137,7 @@ class Attacker:
 
     def evading(self, detector: "Detector", natural: "Tensor", images: "ImageSet") -> "Answers":
         """To what the first attack that knows the detector makes of every image, to score below `natural` [n]."""
-        from trl.evaluation.guarded import evade
+        from trl.detection.adaptive import evade
 
         make = self._adaptive(next(iter(self.config.adaptive.attacks)))
         return evade(
@@ -163,7 +163,7 @@ def _worst(stage: Stage, test: "ImageSet", threat: "Threat") -> "dict[str, Tenso
     AutoAttack is among its attacks, and a detector must not be credited with what only a weaker attack missed. Nothing
     if those images may lie outside the `threat`.
     """
-    from trl.arrays import read_safetensors
+    from trl.common.arrays import read_safetensors
 
     path = stage.model_paths.adversarials / "adversarials.safetensors"
     if stage.recipe.threat.epsilon > threat.epsilon:
@@ -198,7 +198,7 @@ def _figures(
 
 
 def _subsets(natural: "Answers", adversarial: "Answers") -> dict[str, Any]:
-    from trl.evaluation.detection import by_subset, detection_figures
+    from trl.detection.figures import by_subset, detection_figures
 
     found = by_subset(detection_figures, natural.scores, adversarial.scores, adversarial.wrong)
     return {
@@ -210,7 +210,7 @@ def _subsets(natural: "Answers", adversarial: "Answers") -> dict[str, Any]:
 def _roc(
     detector: str, natural: "Answers", static: "Mapping[str, Answers]", guarded: "Guarded"
 ) -> Iterator[dict[str, Any]]:
-    from trl.evaluation.detection import by_subset, roc_points
+    from trl.detection.figures import by_subset, roc_points
 
     pairs = {name: (natural, answer) for name, answer in static.items()}
     pairs["adaptive"] = guarded.natural, guarded.adaptive
@@ -242,8 +242,8 @@ def _histograms(detector: str, answers: "Mapping[str, Answers]") -> Iterator[dic
 def _curve(attacker: Attacker, detector: "Detector", test: "ImageSet") -> Iterator[dict[str, Any]]:
     """AUC against epsilon, under the first static attack and the worst of it and the first adaptive one."""
     from trl.data.base import ImageSet
-    from trl.evaluation.detection import detection_figures
-    from trl.evaluation.guarded import answers, worst
+    from trl.detection.adaptive import answers, worst
+    from trl.detection.figures import detection_figures
 
     config, n = attacker.config.curve, attacker.config.curve.samples
     images, name = ImageSet(test.images[:n], test.labels[:n]), next(iter(attacker.config.attacks))
@@ -271,7 +271,7 @@ def _validation(
 ) -> dict[str, float]:
     """What classifier and detector reach on validation images: to choose between models without a look at the test."""
     from trl.data.base import ImageSet
-    from trl.evaluation.detection import detection_auc
+    from trl.detection.figures import detection_auc
 
     n, name = attacker.config.adaptive.samples, next(iter(attacker.config.attacks))
     images = ImageSet(validation.images[:n], validation.labels[:n])
@@ -291,9 +291,9 @@ def _embeddings(
     """What the attack does to the embeddings: shift ratios, accuracy of nearest neighbours; a t-SNE to look at."""
     import torch
 
+    from trl.common.seeds import derive_seed
     from trl.evaluation import embed
-    from trl.evaluation.representation import knn_accuracy, shift_ratios, tsne
-    from trl.randomness import derive_seed
+    from trl.representation.shifts import knn_accuracy, shift_ratios, tsne
 
     config, labels = stage.recipe.detect, test.labels
     train, _ = embed(model, splits.train.images, config.batch_size)

@@ -8,12 +8,12 @@ from tasks.stage import Stage, run_stage
 
 def export(stage: Stage, out: Path) -> None:
     """Write the model's weights, its card and its RobustBench entry to `out`."""
+    from trl.common.errors import TrlError
     from trl.data import load_splits
-    from trl.errors import TrlError
-    from trl.export import export_model
     from trl.models import load_model, weights_sha256
     from trl.report import load_results
     from trl.report.card import ModelFacts
+    from trl.report.export import export_model
 
     folder = stage.model_paths.model
     results = load_results(stage.paths.metrics, (stage.method,), (stage.seed,)).models[0]

@@ -8,7 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from tasks.stage import Stage
-from trl.errors import TrlError
+from trl.common.errors import TrlError
 
 PATIENCE = timedelta(hours=2)  # of processes that wait for the first one, which validates; a death is noticed at once
 
@@ -31,7 +31,7 @@ def share_work(work: Callable[[Stage, str], None], stage: Stage) -> None:
 
     TrlError if a process ends early, which also ends the others; a TrlError of its own is passed on.
     """
-    from trl.device import choose_device
+    from trl.nn.device import choose_device
 
     if "TORCHELASTIC_RUN_ID" in os.environ:
         _join(work, stage, int(os.environ["LOCAL_RANK"]), "env://")
@@ -75,7 +75,7 @@ def _join(
     import torch
     import torch.distributed as dist
 
-    from trl.device import choose_device
+    from trl.nn.device import choose_device
 
     gpus = os.environ.get("TRL_DEVICE", "cuda") == "cuda" and torch.cuda.is_available()
     device = choose_device(f"cuda:{local_rank}" if gpus else None)

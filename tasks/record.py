@@ -4,7 +4,7 @@ import sys
 
 from tasks.stage import Stage, run_stage
 from tasks.tracking import leaderboard, record_pipeline
-from trl.errors import TrlError
+from trl.common.errors import TrlError
 
 
 def record(stage: Stage) -> None:

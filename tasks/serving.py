@@ -15,9 +15,9 @@ from mlflow.models import set_model
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc.model import PythonModel
 
-from trl.detectors.guard import Guard
-from trl.device import choose_device
-from trl.errors import TrlError
+from trl.common.errors import TrlError
+from trl.detection.guard import Guard
+from trl.nn.device import choose_device
 
 
 class Refused(MlflowException):

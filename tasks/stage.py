@@ -11,8 +11,8 @@ from types import MappingProxyType
 from typing import Literal
 
 from tasks.paths import ModelPaths, RecipePaths
+from trl.common.errors import TrlError
 from trl.config import Params, Recipe, load_params
-from trl.errors import TrlError
 
 
 @dataclass(frozen=True)

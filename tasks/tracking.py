@@ -21,7 +21,7 @@ import yaml
 
 from tasks.stage import Stage
 from tasks.store import client_and_experiment
-from trl.progress import say
+from trl.common.progress import say
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -23,16 +23,16 @@ def train_on(stage: Stage, device: str) -> None:
     import torch
 
     from trl.attacks import build_attack, build_attack_at
+    from trl.common.errors import TrlError
+    from trl.common.files import write_csv, write_json
+    from trl.common.progress import say
+    from trl.common.seeds import derive_seed
     from trl.data import TrainingData, load_splits
-    from trl.errors import TrlError
-    from trl.files import write_csv, write_json
     from trl.models import build_model, save_model, weights_sha256
+    from trl.nn.parallel import processes
+    from trl.nn.precision import has_fast_bf16
     from trl.objectives import build_objective
     from trl.objectives.base import Setting
-    from trl.parallel import processes
-    from trl.precision import has_fast_bf16
-    from trl.progress import say
-    from trl.randomness import derive_seed
     from trl.threat import build_threat
     from trl.training import Checkpoint, train
 
@@ -109,7 +109,7 @@ def train_on(stage: Stage, device: str) -> None:
 def _fingerprint(stage: Stage, data: str) -> str:
     """What this run's result depends on, code included, so that a checkpoint is only ever used by the run it is of."""
     from trl.attacks import ATTACKS
-    from trl.code_version import source_digest, versions
+    from trl.common.code_version import source_digest, versions
     from trl.models import MODELS
     from trl.objectives import OBJECTIVES
 

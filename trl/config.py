@@ -16,8 +16,8 @@ from pydantic import (
     model_validator,
 )
 
-from trl.errors import TrlError
-from trl.number import Count, Fraction, NonNegative, Positive, Real
+from trl.common.errors import TrlError
+from trl.common.numbers import Count, Fraction, NonNegative, Positive, Real
 from trl.registry import Registry, explain, refuse
 
 AS_WRITTEN = {"as written": True}  # the context in which names and options of implementations are not checked

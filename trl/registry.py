@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from trl.errors import TrlError
+from trl.common.errors import TrlError
 
 REFUSED = "refused"
 

@@ -10,8 +10,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from trl.errors import TrlError
-from trl.parallel import draw
+from trl.common.errors import TrlError
+from trl.nn.parallel import draw
 
 TOLERANCE = 1e-5  # how far rounding may carry a value out of [0, 1], or an image out of its ball
 

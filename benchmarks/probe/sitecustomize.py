@@ -31,7 +31,7 @@ PROBES = {
     },
     "trl.data.splits": {"load_splits": "files", "save_splits": "files"},
     "trl.detectors.io": {"save_detector": "files"},
-    "trl.files": {"write_atomic": "files", "write_csv": "files", "write_json": "files"},
+    "trl.common.files": {"write_atomic": "files", "write_csv": "files", "write_json": "files"},
     "trl.models.io": {"load_model": "files", "save_model": "files", "weights_sha256": "files"},
     "trl.report.figures": {"save_figures": "figures"},
     "trl.training.checkpoint": {"Checkpoint.load": "files", "Checkpoint.save": "files"},

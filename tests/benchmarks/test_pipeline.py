@@ -124,16 +124,19 @@ def test_the_probe_times_a_process(tmp_path: Path) -> None:
     """Imports belong to the outermost library that is imported, work within work to what is innermost."""
     code = {
         "trl/__init__.py": "",
-        "trl/files.py": "import time\ndef write_json():\n    time.sleep(0.2)\nwrite_csv = write_atomic = write_json\n",
+        "trl/common/__init__.py": "",
+        "trl/common/files.py": (
+            "import time\ndef write_json():\n    time.sleep(0.2)\nwrite_csv = write_atomic = write_json\n"
+        ),
         "tasks/__init__.py": "",
         "tasks/stage.py": "def run_stage(work, *, per_model):\n    work()\ndef load_params(): pass\n",
         "mlflow.py": "import time, helper\ntime.sleep(0.2)\n",
         "helper.py": "import time\ntime.sleep(0.2)\n",
     }
     for name, text in code.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    main = "import time\nfrom tasks.stage import run_stage\nfrom trl.files import write_json\n"
+    main = "import time\nfrom tasks.stage import run_stage\nfrom trl.common.files import write_json\n"
     main += "def work():\n    import mlflow\n    time.sleep(0.3)\n    write_json()\n    time.sleep(0.1)\n"
     main += "run_stage(work, per_model=False)\n"
     environment = os.environ | {

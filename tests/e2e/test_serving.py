@@ -28,7 +28,7 @@ from tests.e2e.conftest import ROOT
 from tests.tasks.deployable import write_deployable
 from trl.attacks import pgd
 from trl.data import load_splits
-from trl.detectors.guard import Guard
+from trl.detection.guard import Guard
 from trl.threat import Linf
 
 pytestmark = pytest.mark.e2e

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from flows.parameters import overridden, override
-from trl.errors import TrlError
+from trl.common.errors import TrlError
 
 WHOLE = (Path(__file__).parents[2] / "params.yaml").read_text()
 # Its first two recipes, digits and mnist: reading and writing all of them takes a second.

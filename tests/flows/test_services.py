@@ -10,7 +10,7 @@ import pytest
 
 from flows import services
 from flows.services import Service, main
-from trl.errors import TrlError
+from trl.common.errors import TrlError
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from flows.stages import Workers, is_cached, is_hint, last_error, parse_dot, repro, worker_environments
-from trl.errors import TrlError
+from trl.common.errors import TrlError
 
 DOT = """\
 strict digraph {

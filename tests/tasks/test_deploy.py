@@ -24,7 +24,7 @@ from tasks.prepare import prepare
 from tasks.stage import run_stage
 from tasks.store import client_and_experiment
 from tests.tasks.deployable import rewrite, write_deployable
-from trl.detectors.guard import Guard
+from trl.detection.guard import Guard
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
 NAME = "trl-detector"

@@ -16,14 +16,14 @@ from tasks.detect import detect
 from tasks.paths import RecipePaths
 from tasks.stage import Stage
 from tests.e2e.conftest import ROOT, TINY
+from trl.common.errors import TrlError
 from trl.config import load_params
 from trl.data import ImageSet, Splits, load_dataset, load_splits, save_splits, split
+from trl.detection.figures import detection_auc
 from trl.detectors import load_detector
-from trl.errors import TrlError
 from trl.evaluation import embed
-from trl.evaluation.detection import detection_auc
 from trl.models import build_model, load_model, save_model
-from trl.report.results import Detect
+from trl.results import Detect
 
 PATHS = RecipePaths("digits").model("um", 0)
 
@@ -170,7 +170,7 @@ def test_what_the_stage_attack_found_counts_too(stage: Callable[..., Stage]) -> 
     before = Detect.model_validate_json((PATHS.metrics / "detect.json").read_text()).deployed
     other = torch.stack([test.images[test.labels != label][0] for label in test.labels[:30]]) / 255
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trl.arrays.read_safetensors", lambda path: {"adversarials": other})
+        patch.setattr("trl.common.arrays.read_safetensors", lambda path: {"adversarials": other})
         detect(made)
         after = Detect.model_validate_json((PATHS.metrics / "detect.json").read_text()).deployed
         assert after.static == before.static  # they are no attack of this stage

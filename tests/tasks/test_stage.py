@@ -5,8 +5,8 @@ import pytest
 from tasks.paths import RecipePaths
 from tasks.prepare import prepare
 from tasks.stage import Stage, run_stage
-from trl.device import choose_device
-from trl.errors import TrlError
+from trl.common.errors import TrlError
+from trl.nn.device import choose_device
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
 

@@ -21,14 +21,14 @@ def test_a_checkpoint_belongs_to_parameters_data_code_and_versions(monkeypatch: 
     found = {same, *(_fingerprint(*given) for given in ((stage("at"), "data"), (stage(seed=1), "data"), (stage(), "")))}
     for function in ("source_digest", "versions"):
         with monkeypatch.context() as patch:
-            patch.setattr(f"trl.code_version.{function}", lambda *modules: "changed")
+            patch.setattr(f"trl.common.code_version.{function}", lambda *modules: "changed")
             found.add(_fingerprint(stage(), "data"))
     assert len(found) == 6
 
 
 def test_its_code_is_that_of_what_the_recipe_names(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[set[str]] = []
-    monkeypatch.setattr("trl.code_version.source_digest", lambda *modules: seen.append(set(modules)))
+    monkeypatch.setattr("trl.common.code_version.source_digest", lambda *modules: seen.append(set(modules)))
     for method in ("tla", "at"):
         _fingerprint(stage(method), "data")
     common = {"trl.training.loop", "trl.data", "trl.models.mlp", "trl.attacks.pgd"}

@@ -4,8 +4,8 @@ from typing import Any
 import pytest
 import yaml
 
+from trl.common.errors import TrlError
 from trl.config import Params, check_params, load_params
-from trl.errors import TrlError
 from trl.models import build_model
 
 ROOT = Path(__file__).parents[2]

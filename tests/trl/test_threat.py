@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from trl.errors import TrlError
+from trl.common.errors import TrlError
 from trl.threat import L1, L2, THREATS, Linf, Threat, build_threat
 
 ORDER = {"linf": math.inf, "l2": 2, "l1": 1}

@@ -14,13 +14,13 @@ from typing import Any
 
 from trl.attacks.apgd import apgd, apgd_t
 from trl.attacks.autoattack import autoattack, build_autoattack
+from trl.attacks.base import Attack
 from trl.attacks.criterion import MISCLASSIFIED, Both, Criterion, Misclassified, Targeted, Undetected
 from trl.attacks.cw_l2 import cw_l2
 from trl.attacks.deepfool import deepfool
 from trl.attacks.eot import EoT
 from trl.attacks.fab import fab, fab_t
 from trl.attacks.fgsm import fgsm
-from trl.attacks.inner import Attack
 from trl.attacks.mim import mim
 from trl.attacks.pgd import bim, cw, pgd  # here and now, so that `pgd` is the function, whoever imports its module
 from trl.attacks.square import square

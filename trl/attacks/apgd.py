@@ -14,13 +14,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from trl.attacks.base import ascent, check_input, check_positive, frozen, judge, logits_of
 from trl.attacks.criterion import MISCLASSIFIED, Criterion, Targeted, check_criterion
-from trl.attacks.inner import ascent, check_input, check_positive, frozen, judge, logits_of
 from trl.attacks.losses import Loss, cross_entropy, loss_called
 from trl.attacks.restarts import Kept
-from trl.errors import TrlError
-from trl.number import Count
-from trl.precision import searches_in_half
+from trl.common.errors import TrlError
+from trl.common.numbers import Count
+from trl.nn.precision import searches_in_half
 from trl.threat import L1, Linf, Threat, column, length
 
 ROUGH = 0.5  # share of the steps that follow the caller's autocast: half precision cannot place the last ones

@@ -6,14 +6,14 @@ from typing import Literal
 from torch import Tensor, nn
 
 from trl.attacks.apgd import apgd, apgd_t
+from trl.attacks.base import Attack
 from trl.attacks.criterion import MISCLASSIFIED, Criterion, Misclassified, check_criterion
 from trl.attacks.ensemble import Ensemble
 from trl.attacks.eot import EoT
 from trl.attacks.fab import fab, fab_t
-from trl.attacks.inner import Attack
 from trl.attacks.square import square
-from trl.errors import TrlError
-from trl.precision import searches_in_half
+from trl.common.errors import TrlError
+from trl.nn.precision import searches_in_half
 from trl.threat import Threat
 
 Part = Literal["apgd_ce", "apgd_dlr", "apgd_t", "fab", "fab_t", "square"]

@@ -7,11 +7,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from trl.arrays import digest
 from trl.attacks.losses import Loss, dlr
+from trl.common.arrays import digest
+from trl.common.errors import TrlError
 from trl.detectors.base import Detector
 from trl.detectors.observe import observe
-from trl.errors import TrlError
 
 Strategy = Literal["joint", "selective", "orthogonal"]
 UNMET = 1e9  # how far the loss of a sample that fails the first criterion is below that of one which meets it

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor, nn
 
+from trl.attacks.base import ascent, check_images_and_labels, check_input, check_positive, frozen, judge
 from trl.attacks.criterion import MISCLASSIFIED, Criterion, check_criterion
-from trl.attacks.inner import ascent, check_images_and_labels, check_input, check_positive, frozen, judge
 from trl.attacks.losses import cw_margin
-from trl.errors import TrlError
-from trl.number import Count, NonNegative, Positive
+from trl.common.errors import TrlError
+from trl.common.numbers import Count, NonNegative, Positive
 from trl.threat import Threat, column
 
 INSIDE = 0.99  # how far from the ends of (-1, 1) the search starts: nearer to them, tanh hardly lets values move

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from trl.attacks.base import Attack, check_input, frozen, judge
 from trl.attacks.criterion import MISCLASSIFIED, Criterion, check_criterion
-from trl.attacks.inner import Attack, check_input, frozen, judge
 from trl.attacks.losses import cw_margin
-from trl.errors import TrlError
+from trl.common.errors import TrlError
 
 
 class Ensemble:

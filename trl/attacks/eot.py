@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from trl.errors import TrlError
+from trl.common.errors import TrlError
 
 
 class EoT(nn.Module):

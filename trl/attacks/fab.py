@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from trl.attacks.base import check_images_and_labels, check_input, check_positive, frozen, judge, logits_of
 from trl.attacks.boundary import nearest_boundary, rivals, safe_margin
 from trl.attacks.criterion import MISCLASSIFIED, Criterion, Misclassified, Targeted, check_criterion
 from trl.attacks.hyperplane import step_to_hyperplane
-from trl.attacks.inner import check_images_and_labels, check_input, check_positive, frozen, judge, logits_of
 from trl.attacks.losses import cw_margin
-from trl.errors import TrlError
-from trl.number import Count, Fraction, Positive
+from trl.common.errors import TrlError
+from trl.common.numbers import Count, Fraction, Positive
 from trl.threat import Threat, column, dims_of, length
 
 LEAVE = 2  # every so many steps, samples that are done leave the batch …

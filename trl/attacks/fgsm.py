@@ -2,11 +2,11 @@
 
 from torch import Tensor, nn
 
+from trl.attacks.base import ascent, check_input, frozen
 from trl.attacks.criterion import MISCLASSIFIED, Criterion, check_criterion
 from trl.attacks.hyperplane import steepest_step
-from trl.attacks.inner import ascent, check_input, frozen
 from trl.attacks.losses import cross_entropy
-from trl.precision import searches_in_half
+from trl.nn.precision import searches_in_half
 from trl.threat import Threat
 
 

@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from trl.errors import TrlError
+from trl.common.errors import TrlError
 from trl.threat import column, dims_of
 
 BLOCK = 2**17  # values that the CPU works on at once, so that all passes over them stay in its cache

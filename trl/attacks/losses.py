@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy as torch_cross_entropy
 
-from trl.errors import TrlError
+from trl.common.errors import TrlError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 

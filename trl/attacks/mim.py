@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor, nn
 
+from trl.attacks.base import ascent, check_input, check_positive, frozen
 from trl.attacks.criterion import MISCLASSIFIED, Criterion, check_criterion
-from trl.attacks.inner import ascent, check_input, check_positive, frozen
 from trl.attacks.losses import cross_entropy
-from trl.number import Count, NonNegative, Positive
-from trl.precision import searches_in_half
+from trl.common.numbers import Count, NonNegative, Positive
+from trl.nn.precision import searches_in_half
 from trl.threat import Threat, dims_of
 
 

@@ -5,13 +5,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from trl.attacks.base import ascent, check_input, check_positive, frozen, judge
 from trl.attacks.criterion import MISCLASSIFIED, Criterion, check_criterion
-from trl.attacks.inner import ascent, check_input, check_positive, frozen, judge
 from trl.attacks.losses import loss_called
 from trl.attacks.restarts import Kept
-from trl.errors import TrlError
-from trl.number import Count, Positive
-from trl.precision import searches_in_half
+from trl.common.errors import TrlError
+from trl.common.numbers import Count, Positive
+from trl.nn.precision import searches_in_half
 from trl.threat import Threat, column
 
 

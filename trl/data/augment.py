@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from trl.parallel import draw
+from trl.nn.parallel import draw
 
 
 def augment(x: Tensor, crop: int, flip: bool, saturation: float) -> Tensor:

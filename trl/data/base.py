@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trl.errors import TrlError
+from trl.common.errors import TrlError
 
 
 @dataclass(frozen=True, eq=False)

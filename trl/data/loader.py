@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trl.common.errors import TrlError
 from trl.data.augment import augment
 from trl.data.base import ImageSet
-from trl.errors import TrlError
-from trl.parallel import draw
+from trl.nn.parallel import draw
 
 
 class ShuffledStream:

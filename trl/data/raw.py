@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 
-from trl.errors import TrlError
+from trl.common.errors import TrlError
 
 
 def cache_folder() -> Path:

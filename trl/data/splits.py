@@ -12,9 +12,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from trl.common.errors import TrlError
+from trl.common.files import write_atomic, write_json
 from trl.data.base import Dataset, ImageSet
-from trl.errors import TrlError
-from trl.files import write_atomic, write_json
 
 PARTS = ("train", "validation", "test")
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from trl.common.errors import TrlError
+from trl.common.progress import Progress
 from trl.data.base import Dataset, ImageSet
 from trl.data.raw import broken, cache_folder, downloading, find_folder, read
-from trl.errors import TrlError
-from trl.progress import Progress
 
 FOLDER = "tiny-imagenet-200"
 URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from trl.errors import TrlError
+from trl.common.errors import TrlError
 
 
 class Layer(NamedTuple):

@@ -6,8 +6,8 @@ from typing import Annotated, NamedTuple
 from pydantic import Field
 from torch import Tensor
 
-from trl.errors import TrlError
-from trl.number import Positive, Real
+from trl.common.errors import TrlError
+from trl.common.numbers import Positive, Real
 
 
 class Calibration(NamedTuple):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from trl.errors import TrlError
+from trl.common.errors import TrlError
 
 FLOOR = 1e-6  # of the mean variance, added to every variance: constant features (dead ReLUs) keep a density
 EXACT = "donot_use_mm_for_euclid_dist"

@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
+from trl.common.numbers import Positive
 from trl.detectors.base import Detector
-from trl.number import Positive
 
 
 class EnergyDetector(Detector):

@@ -7,9 +7,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from trl.common.numbers import Real
 from trl.detectors.base import Detector
 from trl.detectors.density import FLOOR, by_class, log_density, whitening
-from trl.number import Real
 
 Shrinkage = Annotated[Real, Field(ge=0, le=1)] | None
 

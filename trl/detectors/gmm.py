@@ -8,9 +8,9 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
+from trl.common.numbers import Count
 from trl.detectors.base import Detector
 from trl.detectors.density import FLOOR, by_class, log_density
-from trl.number import Count
 
 
 class GaussianMixtureDetector(Detector):

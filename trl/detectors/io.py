@@ -7,11 +7,11 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import save
 
-from trl.arrays import read_safetensors
+from trl.common.arrays import read_safetensors
+from trl.common.errors import TrlError
+from trl.common.files import write_atomic, write_json
 from trl.detectors.base import Detector
 from trl.detectors.calibration import Calibration
-from trl.errors import TrlError
-from trl.files import write_atomic, write_json
 from trl.registry import explain
 
 LEARNT = "detector.safetensors"

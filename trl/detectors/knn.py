@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from trl.common.numbers import Count
 from trl.detectors.base import Detector
 from trl.detectors.neighbours import nearest
-from trl.number import Count
 
 
 class NeighbourDetector(Detector):

@@ -6,9 +6,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from trl.common.errors import TrlError
 from trl.detectors.base import Detector
 from trl.detectors.neighbours import nearest
-from trl.errors import TrlError
 
 NEAREST = 1e-10  # least distance, relative to the k-th: an image that is a natural one has no dimension of -1 / log 0
 FLATTEST = 1e-9  # least mean of log(r_k / r_i): at equal distances the dimension would be infinite

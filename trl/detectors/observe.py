@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from trl.common.errors import TrlError
 from trl.detectors.base import Layer, Reads
-from trl.errors import TrlError
-from trl.models.wrappers import eager, unwrapped
+from trl.nn.wrappers import eager, unwrapped
 
 ACTIVATIONS = (
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish),

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from trl.errors import TrlError
+from trl.common.errors import TrlError
 from trl.threat import Threat
 
 LEVELS = 255  # of a pixel, above 0

@@ -9,24 +9,24 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from trl.attacks.base import Attack, check_images_and_labels
 from trl.attacks.criterion import MISCLASSIFIED, Criterion, check_criterion
 from trl.attacks.ensemble import Ensemble, parts_of
 from trl.attacks.fgsm import fgsm
 from trl.attacks.gradient_free import is_gradient_free
-from trl.attacks.inner import Attack, check_images_and_labels
 from trl.attacks.transfer import Transfer
-from trl.errors import TrlError, in_one_line
+from trl.common.errors import TrlError, in_one_line
+from trl.common.progress import Progress, batches, say
+from trl.common.seeds import derive_seed
 from trl.evaluation.cost import Cost, counting
 from trl.evaluation.eight_bit import LEVELS, is_eight_bit, to_eight_bit
-from trl.evaluation.inference import as_input, checked_logits, device_of, full_precision, kept_generators, try_out
 from trl.evaluation.intervals import accuracy
 from trl.evaluation.masking import Sign, check_budget, check_model, check_results
 from trl.evaluation.plausibility import check_accuracy, check_setting
 from trl.evaluation.state import State, fingerprint
-from trl.modes import evaluating, to_eval
-from trl.precision import Precision, has_fast_bf16, may_search_in_half
-from trl.progress import Progress, batches, say
-from trl.randomness import derive_seed
+from trl.nn.inference import as_input, checked_logits, device_of, full_precision, kept_generators, try_out
+from trl.nn.modes import evaluating, to_eval
+from trl.nn.precision import Precision, has_fast_bf16, may_search_in_half
 from trl.threat import TOLERANCE, Threat
 
 RESERVED = ("clean", "worst")

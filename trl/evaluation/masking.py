@@ -13,11 +13,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from trl.attacks.inner import check_images_and_labels, frozen
+from trl.attacks.base import check_images_and_labels, frozen
 from trl.attacks.losses import LOSSES, cw_margin
 from trl.attacks.pgd import pgd
-from trl.errors import TrlError
-from trl.evaluation.inference import as_input, checked_logits, device_of, full_precision, kept_generators
+from trl.common.errors import TrlError
+from trl.nn.inference import as_input, checked_logits, device_of, full_precision, kept_generators
 from trl.threat import Threat
 
 PROBE = 128  # images that a check looks at

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trl.attacks.base import Attack
 from trl.attacks.ensemble import parts_of
-from trl.attacks.inner import Attack
 from trl.attacks.mim import mim
 from trl.attacks.pgd import bim, cw, pgd
 from trl.evaluation.masking import Sign, probe_rows
-from trl.modes import kept_in_training
+from trl.nn.modes import kept_in_training
 from trl.threat import Threat
 
 STEPPING = (pgd, bim, cw, mim)  # whose step_size is a length in the threat's norm

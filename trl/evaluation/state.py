@@ -21,12 +21,12 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from trl.arrays import digest, read_npy
-from trl.code_version import source_digest, versions
-from trl.errors import TrlError
+from trl.common.arrays import digest, read_npy
+from trl.common.code_version import source_digest, versions
+from trl.common.errors import TrlError
+from trl.common.files import write_atomic
+from trl.common.progress import say
 from trl.evaluation.cost import Cost
-from trl.files import write_atomic
-from trl.progress import say
 
 BOOKS, IMAGES = "books.safetensors", "adversarials.npy"
 KNOWN = ("trl", "torch", "torchvision")  # packages whose code or version is in a state's key

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trl.errors import TrlError, in_one_line
+from trl.common.errors import TrlError, in_one_line
 
 MetricLoss = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 

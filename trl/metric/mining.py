@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from trl.parallel import draw
+from trl.nn.parallel import draw
 
 
 def _choose(score: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:

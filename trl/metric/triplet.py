@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import relu
 
 from trl.metric.distances import angular_distance
-from trl.parallel import mean
+from trl.nn.parallel import mean
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from trl.errors import TrlError
+from trl.common.errors import TrlError
 from trl.models.base import Classifier
 from trl.models.io import load_model, save_model, weights_sha256
 from trl.registry import Registry

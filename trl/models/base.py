@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trl.errors import TrlError
-from trl.number import Positive, Real
+from trl.common.errors import TrlError
+from trl.common.numbers import Positive, Real
 
 Shape = tuple[int, int, int]  # channels, height, width
 Mean = tuple[Real, ...]  # option: one value per channel, in [0, 1] units; empty: no normalisation

@@ -11,10 +11,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from trl.errors import TrlError
-from trl.files import write_atomic, write_json
+from trl.common.errors import TrlError
+from trl.common.files import write_atomic, write_json
 from trl.models.base import Classifier, Shape
-from trl.models.wrappers import unwrapped
+from trl.nn.wrappers import unwrapped
 from trl.registry import explain
 
 WEIGHTS = "model.safetensors"

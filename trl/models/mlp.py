@@ -2,8 +2,8 @@
 
 from torch import nn
 
+from trl.common.numbers import Count
 from trl.models.base import Classifier, Mean, Shape, Std
-from trl.number import Count
 
 
 def mlp(

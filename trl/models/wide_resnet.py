@@ -2,10 +2,10 @@
 
 import re
 
-from trl.errors import TrlError
+from trl.common.errors import TrlError
+from trl.common.numbers import Fraction
 from trl.models.base import Classifier, Mean, Shape, Std
 from trl.models.preact_resnet import basic_block, conv, preactivation
-from trl.number import Fraction
 
 
 def wide_resnet(

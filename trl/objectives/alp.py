@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from trl.number import NonNegative
+from trl.common.numbers import NonNegative
 from trl.objectives.base import Batch, Setting, Terms, classification, forward_groups, widened
 
 

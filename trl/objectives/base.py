@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from trl.attacks import Attack
-from trl.batch_norm import has_batch_norm
 from trl.data import TrainingData
+from trl.nn.batch_norm import has_batch_norm
 from trl.threat import Threat
 
 Terms = dict[str, Tensor]  # scalars: "loss" is minimised, the others are its parts and figures to watch

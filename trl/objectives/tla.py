@@ -7,15 +7,15 @@ import torch
 from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
-from trl.attacks.inner import frozen
+from trl.attacks.base import frozen
+from trl.common.errors import TrlError
+from trl.common.numbers import NonNegative
+from trl.common.seeds import derive_seed
 from trl.data import ShuffledStream
-from trl.errors import TrlError
 from trl.metric import hardest_negative, norm_penalty, pairwise_cosine, random_negative, triplet_loss
 from trl.metric.library import library_loss, offered_loss
-from trl.number import NonNegative
+from trl.nn.parallel import ALONE, current, draw, gather, sharing
 from trl.objectives.base import Batch, Setting, Terms, classification, forward_groups, widened
-from trl.parallel import ALONE, current, draw, gather, sharing
-from trl.randomness import derive_seed
 from trl.registry import refuse
 
 

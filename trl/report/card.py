@@ -10,8 +10,8 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from trl.report.page import NORMS
-from trl.report.results import ADAPTIVE, WORST, Accuracy, DetectorFigures, Figure, ModelResults, Subsets
 from trl.report.table import NOTHING, show_epsilon
+from trl.results import ADAPTIVE, WORST, Accuracy, DetectorFigures, Figure, ModelResults, Subsets
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from trl.report.results import ADAPTIVE, ModelResults, Results, ScoreBin
 from trl.report.table import Cell, comparison, detectors, show_epsilon
+from trl.results import ADAPTIVE, ModelResults, Results, ScoreBin
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,8 +11,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic_core import to_jsonable_python
 
 from trl.report.figures import save_figures
-from trl.report.results import Results
 from trl.report.table import comparison, describe_seeds, detection, detectors, representation, show_epsilon, write_csv
+from trl.results import Results
 
 NORMS = {"linf": "ℓ∞", "l2": "ℓ2", "l1": "ℓ1"}
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 
-from trl.report.results import ADAPTIVE, Accuracy, DetectorFigures, Figure, ModelResults, Results, Subsets
+from trl.results import ADAPTIVE, Accuracy, DetectorFigures, Figure, ModelResults, Results, Subsets
 
 NOTHING = "–"  # stands for a value that does not exist
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from trl.errors import TrlError
-from trl.files import write_atomic
+from trl.common.errors import TrlError
+from trl.common.files import write_atomic
 
 
 class Checkpoint:

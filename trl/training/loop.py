@@ -17,16 +17,16 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from trl.attacks import Attack
-from trl.attacks.inner import trusted_values
-from trl.batch_norm import share_batch_norm
+from trl.attacks.base import trusted_values
+from trl.common.errors import TrlError
+from trl.common.progress import Progress, say
+from trl.common.seeds import derive_seed
 from trl.config import Train
 from trl.data import ImageSet, ShuffledStream
-from trl.errors import TrlError
 from trl.evaluation import evaluate
+from trl.nn.batch_norm import share_batch_norm
+from trl.nn.parallel import processes, sharing
 from trl.objectives.base import Batch, Objective, Setting, Terms
-from trl.parallel import processes, sharing
-from trl.progress import Progress, say
-from trl.randomness import derive_seed
 from trl.training.checkpoint import Checkpoint
 from trl.training.optimizer import build_optimizer
 from trl.training.schedule import rate_factor

@@ -10,9 +10,9 @@ from torch.nn.utils import parametrizations, parametrize
 from torch.utils.checkpoint import checkpoint
 
 from trl.attacks import pgd
-from trl.attacks.inner import ascent, frozen
+from trl.attacks.base import ascent, frozen
 from trl.attacks.losses import cross_entropy
-from trl.errors import TrlError
+from trl.common.errors import TrlError
 from trl.models import build_model
 from trl.threat import Linf
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from tests.trl.attacks.digits_network import correct, train
 from trl.attacks import Misclassified, Targeted, apgd, apgd_t, build_attack, pgd
 from trl.attacks.apgd import targeted_dlr
-from trl.errors import TrlError
+from trl.common.errors import TrlError
 from trl.threat import L1, L2, Linf, Threat
 
 

@@ -9,7 +9,7 @@ from tests.trl.masked import THREAT, Noisy, trained
 from trl.attacks import ATTACKS, Targeted, autoattack, build_attack, pgd
 from trl.attacks.autoattack import build_autoattack
 from trl.attacks.ensemble import Ensemble
-from trl.errors import TrlError
+from trl.common.errors import TrlError
 from trl.evaluation import evaluate
 from trl.threat import L1, L2, Linf, Threat
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import trl.attacks
 from trl.attacks import ATTACKS, Misclassified, Targeted, build_attack, fgsm, pgd
-from trl.errors import TrlError
+from trl.common.errors import TrlError
 from trl.threat import L2, Linf, Threat, build_threat
 
 SINGLE = [name for name in ATTACKS.names() if name != "autoattack"]  # whose parts are these

@@ -3,8 +3,8 @@ import torch
 from torch import Tensor
 
 from trl.attacks import Both, Misclassified, Targeted, Undetected, apgd, fgsm, pgd
+from trl.attacks.base import ascent
 from trl.attacks.criterion import Orthogonal, Scored
-from trl.attacks.inner import ascent
 from trl.attacks.losses import cross_entropy, dlr
 from trl.detectors import Detector, build_detector
 from trl.detectors.observe import observe

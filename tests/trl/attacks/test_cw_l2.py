@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from trl.attacks import Targeted, cw_l2
-from trl.errors import TrlError
+from trl.common.errors import TrlError
 from trl.threat import L2, Linf
 
 

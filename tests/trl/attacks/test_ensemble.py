@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from tests.trl.evaluation.tiny import Threshold, shift
 from trl.attacks import Targeted
 from trl.attacks.ensemble import Ensemble
-from trl.errors import TrlError
+from trl.common.errors import TrlError
 
 
 def test_each_part_gets_what_the_former_left() -> None:

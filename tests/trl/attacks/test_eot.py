@@ -9,10 +9,10 @@ from torch.nn.functional import cross_entropy
 
 from tests.trl.masked import THREAT, Noisy, robust, trained
 from trl.attacks import EoT, fgsm, pgd
-from trl.attacks.inner import ascent
+from trl.attacks.base import ascent
 from trl.attacks.losses import LOSSES
 from trl.attacks.square import square
-from trl.errors import TrlError
+from trl.common.errors import TrlError
 from trl.threat import Linf
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from trl.attacks import hyperplane
 from trl.attacks.hyperplane import step_to_hyperplane
-from trl.errors import TrlError
+from trl.common.errors import TrlError
 from trl.threat import length
 
 norms = pytest.mark.parametrize("norm", ["linf", "l2", "l1"])

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from trl.attacks import Criterion, Targeted, build_attack, deepfool, fab, fab_t
 from trl.attacks.losses import cw_margin
-from trl.errors import TrlError
+from trl.common.errors import TrlError
 from trl.threat import build_threat
 
 DUAL = {"linf": 1.0, "l2": 2.0, "l1": torch.inf}

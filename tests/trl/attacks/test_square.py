@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from trl.attacks import Targeted, square
-from trl.errors import TrlError
+from trl.common.errors import TrlError
 from trl.threat import Linf, Threat, build_threat
 
 norms = pytest.mark.parametrize(("norm", "epsilon"), [("linf", 0.1), ("l2", 0.5), ("l1", 1.0)])

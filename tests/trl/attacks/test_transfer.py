@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from tests.trl.masked import THREAT, Quantised, Saturated, robust, trained
 from trl.attacks import build_attack, pgd
 from trl.attacks.transfer import from_file, from_model
+from trl.common.errors import TrlError
 from trl.data import load_dataset
-from trl.errors import TrlError
 from trl.evaluation import evaluate
 from trl.evaluation.state import Description
 

@@ -4,8 +4,8 @@ import sys
 import pytest
 import torch
 
+from trl.common.errors import TrlError
 from trl.data import DATASETS, Dataset, ImageSet, load_dataset
-from trl.errors import TrlError
 
 IMAGES, LABELS = torch.zeros(4, 1, 2, 3, dtype=torch.uint8), torch.tensor([0, 1, 1, 0])
 

@@ -7,8 +7,8 @@ import torch
 from torchvision.datasets import CIFAR10
 
 from tests.trl.data.conftest import flip_byte, half
+from trl.common.errors import TrlError
 from trl.data import cifar10, load_dataset
-from trl.errors import TrlError
 
 FILES = list(cifar10.SIZES)
 

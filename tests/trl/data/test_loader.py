@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trl.common.errors import TrlError
 from trl.data import ImageSet, ShuffledStream, TrainingData
-from trl.errors import TrlError
 
 SIZES = st.integers(1, 60).flatmap(lambda length: st.tuples(st.just(length), st.integers(1, length)))
 

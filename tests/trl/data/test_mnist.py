@@ -7,8 +7,8 @@ import torch
 from torchvision.datasets import MNIST, FashionMNIST
 
 from tests.trl.data.conftest import flip_byte, half
+from trl.common.errors import TrlError
 from trl.data import load_dataset, mnist
-from trl.errors import TrlError
 
 FILES = list(mnist.SIZES)
 SOURCES = {"mnist": MNIST, "fashion_mnist": FashionMNIST}

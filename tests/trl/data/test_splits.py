@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.trl.data.conftest import flip_byte, half
+from trl.common.errors import TrlError
 from trl.data import Dataset, ImageSet, load_dataset, load_splits, save_splits, split
-from trl.errors import TrlError
 
 
 def numbered(counts, test=3):

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from tests.trl.data.conftest import flip_byte, half
+from trl.common.errors import TrlError
 from trl.data import load_dataset, tiny_imagenet
-from trl.errors import TrlError
 
 WNIDS = ["n02", "n01", "n03"]  # as in the real list, not sorted
 

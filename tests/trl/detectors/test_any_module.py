@@ -10,12 +10,12 @@ from torch.optim.swa_utils import AveragedModel
 from torchvision import models
 
 from trl.attacks import Both, Misclassified, Undetected, apgd
+from trl.common.errors import TrlError
 from trl.data.base import ImageSet
+from trl.detection.adaptive import answers, fit_calibrated
 from trl.detectors import build_detector
 from trl.detectors.base import Layer, Reads
 from trl.detectors.observe import observe
-from trl.errors import TrlError
-from trl.evaluation.guarded import answers, fit_calibrated
 from trl.models import build_model
 from trl.threat import Linf
 

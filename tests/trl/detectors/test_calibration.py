@@ -3,8 +3,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trl.common.errors import TrlError
 from trl.detectors import calibrate
-from trl.errors import TrlError
 
 
 @settings(max_examples=20, deadline=None)

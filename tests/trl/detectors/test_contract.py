@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.trl.detectors.natural import embeddings
+from trl.common.errors import TrlError
 from trl.detectors import DETECTORS, Calibration, Detector, build_detector, load_detector, save_detector
 from trl.detectors.base import BATCH, Layer
-from trl.errors import TrlError
 
 # all options that change what is learnt
 VARIANTS = [

@@ -7,10 +7,10 @@ from scipy.stats import multivariate_normal
 from sklearn.covariance import LedoitWolf, ShrunkCovariance
 from torch import Tensor
 
+from trl.common.errors import TrlError
 from trl.detectors import DETECTORS, build_detector
 from trl.detectors.base import BATCH
 from trl.detectors.gaussian import FLOOR, GaussianDetector
-from trl.errors import TrlError
 
 COVARIANCES = ["full", "tied", "diagonal"]
 

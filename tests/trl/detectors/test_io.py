@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.trl.detectors.natural import embeddings
+from trl.common.errors import TrlError
 from trl.detectors import Calibration, Detector, build_detector, load_detector, save_detector
 from trl.detectors.gaussian import GaussianDetector
-from trl.errors import TrlError
 
 CALIBRATION = Calibration(0.1, 3.25, 1.5)
 FILES = ["detector.json", "detector.safetensors"]

@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from tests.trl.detectors.natural import embeddings
+from trl.common.errors import TrlError
 from trl.detectors import build_detector, neighbours
-from trl.errors import TrlError
 
 
 @pytest.mark.parametrize("k", [2, 5, 90, 500])

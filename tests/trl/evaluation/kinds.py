@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from trl.attacks import build_attack
+from trl.common.errors import TrlError
 from trl.data.base import ImageSet
+from trl.detection.adaptive import fit_calibrated
 from trl.detectors import build_detector
-from trl.errors import TrlError
 from trl.evaluation import evaluate
-from trl.evaluation.guarded import fit_calibrated
 from trl.threat import Linf
 
 PAGE = Path(__file__).parents[3] / "docs" / "models.md"

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from trl.errors import TrlError
+from trl.common.errors import TrlError
 from trl.evaluation import evaluate
 from trl.evaluation.eight_bit import is_eight_bit, to_eight_bit
 from trl.threat import Linf, build_threat

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tests.trl.evaluation.tiny import Net, Threshold, gradient_sign, images, noise, shift
 from trl.attacks import build_attack, pgd
 from trl.attacks.ensemble import Ensemble
-from trl.errors import TrlError
+from trl.common.errors import TrlError
 from trl.evaluation import epsilon_curve, evaluate, perturb
 from trl.threat import L2, Linf
 
@@ -63,7 +63,7 @@ def test_worst_case_invariants(seed: int, epsilon: float, batch_size: int) -> No
 def test_a_log_shows_the_running_accuracies(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("trl.progress.LOG_SECONDS", 0.0)
+    monkeypatch.setattr("trl.common.progress.LOG_SECONDS", 0.0)
     x, y = pixels(0.1, 0.45, 0.55, 0.9), torch.tensor([0, 0, 1, 0])
     evaluate(Threshold(), x, y, {"up": shift(0.1), "n": shift(-0.1)}, Linf(0.1), batch_size=2)
     assert capsys.readouterr().out.splitlines() == [

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tests.trl.masked import THREAT, Noisy, Quantised, Saturated, Wrapped, robust, trained
 from trl.attacks import cw, fgsm, pgd
 from trl.attacks.square import square
-from trl.errors import TrlError
+from trl.common.errors import TrlError
 from trl.evaluation.masking import Sign, check_budget, check_model, check_results
 from trl.threat import L2, Linf, Threat
 

@@ -10,7 +10,7 @@ from tests.trl.evaluation.kinds import data, plain
 from trl.attacks import build_attack
 from trl.attacks.ensemble import Ensemble
 from trl.attacks.pgd import pgd
-from trl.errors import TrlError
+from trl.common.errors import TrlError
 from trl.evaluation import evaluate
 from trl.evaluation.plausibility import check_accuracy, check_setting
 from trl.threat import L1, L2, Linf, Threat

@@ -19,8 +19,8 @@ from trl.attacks import Misclassified, Undetected, build_attack, pgd
 from trl.attacks.criterion import Criterion
 from trl.attacks.ensemble import Ensemble
 from trl.attacks.transfer import from_model
+from trl.common.errors import TrlError
 from trl.detectors import Detector, build_detector
-from trl.errors import TrlError
 from trl.evaluation import Evaluation, evaluate, perturb
 from trl.evaluation.state import BOOKS, IMAGES, Description, fingerprint
 from trl.models import build_model

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.trl.metric import naive
-from trl.errors import TrlError
+from trl.common.errors import TrlError
 from trl.metric import (
     angular_distance,
     batch_hard,

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tests.trl.models.architectures import COLOUR, NAMES, images, model, shape_of
-from trl.errors import TrlError
+from trl.common.errors import TrlError
 from trl.models import build_model
 
 every = pytest.mark.parametrize("name", NAMES)

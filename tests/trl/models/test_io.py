@@ -12,8 +12,8 @@ from torch import distributed, nn
 from torch.optim.swa_utils import AveragedModel
 
 from tests.trl.models.architectures import NAMES, images, model
-from tests.trl.models.test_wrappers import Halved
-from trl.errors import TrlError
+from tests.trl.nn.test_wrappers import Halved
+from trl.common.errors import TrlError
 from trl.models import Classifier, build_model, load_model, save_model
 
 

@@ -8,11 +8,11 @@ from torch.nn.functional import cross_entropy
 
 from tests.trl.metric import naive
 from tests.trl.training.setting import ATTACK, THREAT, images, model, setting
+from trl.common.errors import TrlError
+from trl.common.seeds import derive_seed
 from trl.data import ShuffledStream, TrainingData
-from trl.errors import TrlError
 from trl.objectives import OBJECTIVES, build_objective
 from trl.objectives.base import Batch, Setting, forward_groups
-from trl.randomness import derive_seed
 
 
 def batch(used: Setting, step: int = 0) -> Batch:

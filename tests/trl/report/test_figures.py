@@ -8,7 +8,7 @@ import pytest
 
 from tests.trl.report.synthetic import EPSILON, METHODS, SAMPLES, write_metrics
 from trl.report import figures, load_results
-from trl.report.results import Results
+from trl.results import Results
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from tests.trl.report.synthetic import METHODS, write_metrics
 from trl.report import load_results, text_table, write_csv
-from trl.report.results import Results
 from trl.report.table import Cell, Column, comparison, detection, detectors, representation, show_epsilon
+from trl.results import Results
 
 COLUMNS = ["clean", "fgsm", "bim", "pgd", "cw", "mim", "worst", "AUC pgd", "AUC cw", "AUC adaptive", "rejecting"]
 

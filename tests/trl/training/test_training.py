@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.trl.training.setting import ATTACK, attack_at, config, images, model, setting
+from trl.common.errors import TrlError
 from trl.config import Optimizer, Schedule
-from trl.errors import TrlError
 from trl.objectives import build_objective
 from trl.objectives.base import Batch, Terms
 from trl.training import Checkpoint, Outcome, train

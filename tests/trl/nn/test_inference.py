@@ -1,0 +1,41 @@
+import pytest
+import torch
+from torch import nn
+
+from trl.nn.inference import as_input, device_of, full_precision
+
+
+def precisions() -> list[str]:
+    backends = torch.backends
+    products = (backends.cudnn.conv, backends.cuda.matmul, backends.mkldnn.conv, backends.mkldnn.matmul)
+    return [product.fp32_precision for product in products]
+
+
+def test_full_precision_is_lent() -> None:
+    def fails() -> None:
+        with full_precision(torch.device("cpu")):
+            assert precisions() == ["ieee"] * 4
+            assert not torch.is_autocast_enabled("cpu")
+            raise KeyError
+
+    setting = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        lower = precisions()
+        with torch.autocast("cpu"), pytest.raises(KeyError):
+            fails()
+        assert precisions() == lower != ["ieee"] * 4
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(setting)
+
+
+def test_bytes_become_fractions() -> None:
+    x = as_input(torch.tensor([[0, 51, 255]], dtype=torch.uint8), torch.device("cpu"))
+    torch.testing.assert_close(x, torch.tensor([[0.0, 0.2, 1.0]]))
+
+
+def test_a_model_without_parameters_is_on_the_cpu() -> None:
+    assert device_of(nn.Identity()).type == "cpu"
+    assert device_of(nn.Linear(1, 1, device="meta")).type == "meta"
+    assert device_of(nn.BatchNorm1d(1, affine=False, device="meta")).type == "meta"

@@ -1,0 +1,47 @@
+import pytest
+import torch
+from torch import nn
+
+from tests.trl.evaluation.tiny import Net, images
+from trl.common.errors import TrlError
+from trl.detectors.base import Layer
+from trl.evaluation import embed
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 60, 257])
+def test_features_and_logits_in_eval_mode(batch_size: int) -> None:
+    model, (x, _) = Net().train(), images()
+    features, logits = embed(model, x, batch_size)
+    assert model.training
+    assert model.body[2].num_batches_tracked == 0
+    assert features.shape == (60, 8)
+    assert logits.shape == (60, 3)
+    assert not features.requires_grad
+    model.eval()
+    torch.testing.assert_close(features, model.features(x / 255).detach())
+    torch.testing.assert_close(logits, model(x / 255).detach())
+    with torch.autocast("cpu"):
+        again = embed(model, x / 255, batch_size)
+    assert again[0].dtype == again[1].dtype == torch.float32
+    torch.testing.assert_close(again, (features, logits))
+
+
+def test_any_module() -> None:
+    torch.manual_seed(0)
+    model, (x, _) = nn.Sequential(nn.Flatten(), nn.Linear(12, 7), nn.Tanh(), nn.Linear(7, 3)).train(), images()
+    features, logits = embed(nn.DataParallel(model), x, 17)
+    torch.testing.assert_close(features, model[:3](x / 255).detach())
+    torch.testing.assert_close(logits, model(x / 255).detach())
+    layer, again = embed(model, x, 17, Layer("1"))
+    torch.testing.assert_close((layer, again), (model[:2](x / 255).detach(), logits))
+    assert model.training
+
+
+def test_what_cannot_be_embedded() -> None:
+    x, _ = images(4)
+    with pytest.raises(TrlError, match="Sequential runs no linear layer"):
+        embed(nn.Sequential(nn.Flatten()), x)
+    with pytest.raises(TrlError, match="no images"):
+        embed(Net(), x[:0])
+    with pytest.raises(TrlError, match="pixels lie in"):
+        embed(Net(), x.float())

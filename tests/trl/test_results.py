@@ -1,0 +1,159 @@
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.trl.report.synthetic import METHODS, write_metrics
+from trl.common.errors import TrlError
+from trl.report import load_results
+
+FILES = {
+    "training.csv": "train",
+    "train.json": "train",
+    "attack.json": "attack",
+    "curve.csv": "attack",
+    "detect.json": "detect",
+    "roc.csv": "detect",
+    "scores.csv": "detect",
+    "detection.csv": "detect",
+    "tsne.csv": "detect",
+}
+
+
+def refusal(folder: Path, *methods: str) -> str:
+    with pytest.raises(TrlError) as caught:
+        load_results(folder, methods, [0])
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def change(path: Path, edit: Callable[[dict], None]) -> None:
+    content = json.loads(path.read_text())
+    edit(content)
+    path.write_text(json.dumps(content))
+
+
+def test_models_come_in_the_order_asked_for_with_the_values_of_their_files(tmp_path: Path) -> None:
+    write_metrics(tmp_path, seeds=(0, 7))
+    results = load_results(tmp_path, ("tla", "um"), (7, 0))
+    assert [(m.method, m.seed) for m in results.models] == [("tla", 7), ("tla", 0), ("um", 7), ("um", 0)]
+    assert [m.seed for m in results.of("um")] == [7, 0]
+    stored = json.loads((tmp_path / "tla-7" / "attack.json").read_text())
+    assert results.models[0].attack.robust["pgd"].accuracy == stored["robust"]["pgd"]["accuracy"]
+    assert (results.epsilon, results.detection_attacks) == (0.2, ["pgd", "cw"])
+    assert results.detectors == ["gaussian", "knn", "energy"]  # the deployed one first
+    found = json.loads((tmp_path / "tla-7" / "detect.json").read_text())["detectors"]["gaussian"]
+    deployed = results.models[0].detect.deployed
+    assert deployed.adaptive.successful is not None
+    assert deployed.adaptive.successful.tpr05.high == found["adaptive"]["successful"]["tpr05"]["high"]
+    assert deployed.rejection.worst.value == found["rejection"]["worst"]["accuracy"]
+    assert results.models[0].curve[0].epsilon == 0
+    assert {point.kind for point in results.models[0].tsne} == {"natural", "adversarial"}
+
+
+def test_worst_is_the_last_attack_wherever_the_file_has_it(tmp_path: Path) -> None:
+    write_metrics(tmp_path, ["at"])
+    path = tmp_path / "at-0" / "attack.json"
+    change(path, lambda c: c.update(robust={"worst": c["robust"].pop("worst"), **c["robust"]}))
+    assert load_results(tmp_path, ["at"], [0]).attacks == ["fgsm", "bim", "pgd", "cw", "mim", "worst"]
+
+
+def test_empty_fields_and_nulls_are_nan(tmp_path: Path) -> None:
+    model = load_results(write_metrics(tmp_path), METHODS, [0]).of("um")[0]
+    assert math.isnan(model.epochs["val_clean"][0])
+    assert model.epochs["val_clean"][1] > 0
+    assert model.detect.deployed.static["pgd"].failed is None
+    assert math.isnan(model.detect.representation.r_prime)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_missing_file_is_named_with_the_stage_that_makes_it(tmp_path: Path, file: str) -> None:
+    path = write_metrics(tmp_path, ["um", "at"]) / "at-0" / file
+    path.unlink()
+    message = refusal(tmp_path, "um", "at")
+    assert message.startswith(f"{path}: No such file")
+    assert f"run the {FILES[file]} stage (`dvc repro`)" in message
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b"{", b"a,b\n1\n"])
+def test_a_broken_file_is_named(tmp_path: Path, file: str, content: bytes) -> None:
+    path = write_metrics(tmp_path, ["at"]) / "at-0" / file
+    path.write_bytes(content)
+    message = refusal(tmp_path, "at")
+    assert message.startswith(f"{path}: ")
+    assert "`dvc repro`" in message
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file.endswith(".csv")])
+def test_a_row_cut_short_is_broken(tmp_path: Path, file: str) -> None:
+    path = write_metrics(tmp_path, ["at"]) / "at-0" / file
+    path.write_text(path.read_text().rstrip().rpartition(",")[0])
+    assert str(path) in refusal(tmp_path, "at")
+
+
+@pytest.mark.parametrize("file", ["curve.csv", "detection.csv"])
+def test_curves_over_other_epsilons_are_not_compared(tmp_path: Path, file: str) -> None:
+    path = write_metrics(tmp_path, ["um", "at"]) / "at-0" / file
+    path.write_text("\n".join(path.read_text().splitlines()[:-1]))
+    assert refusal(tmp_path, "um", "at").startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize("accuracy", [1.5, -0.1, math.nan, None, "high"])
+def test_an_accuracy_is_a_share(tmp_path: Path, accuracy: object) -> None:
+    path = write_metrics(tmp_path, ["at"]) / "at-0" / "attack.json"
+    change(path, lambda c: c["robust"]["pgd"].update(accuracy=accuracy))
+    assert refusal(tmp_path, "at").startswith(f"{path}: robust.pgd.accuracy: ")
+
+
+def test_an_evaluation_without_worst_case_is_broken(tmp_path: Path) -> None:
+    path = write_metrics(tmp_path, ["at"]) / "at-0" / "attack.json"
+    change(path, lambda c: c["robust"].pop("worst"))
+    assert "no entry 'worst'" in refusal(tmp_path, "at")
+
+
+@pytest.mark.parametrize(
+    ("edit", "why"),
+    [
+        (lambda c: c["detectors"].pop("gaussian"), "detectors: no entry 'gaussian'"),
+        (lambda c: c["detectors"]["knn"]["static"].pop("cw"), "detectors.knn: static: not the attacks of the others"),
+        (lambda c: c["detectors"]["knn"]["rejection"]["static"].pop("cw"), "detectors.knn: static: not the attacks"),
+        (lambda c: c["detectors"]["knn"]["adaptive"]["all"].pop("aupr"), "detectors.knn.adaptive.all.aupr: "),
+        (lambda c: c["detectors"]["knn"]["adaptive"].update(all=None), "detectors.knn.adaptive.all: "),
+        (lambda c: c["detectors"]["knn"]["adaptive"].pop("failed"), "detectors.knn.adaptive.failed: "),
+        (lambda c: c["detectors"]["knn"].update(threshold=None), "detectors.knn.threshold: "),
+    ],
+)
+def test_detectors_have_the_same_attacks_and_every_figure(
+    tmp_path: Path, edit: Callable[[dict], None], why: str
+) -> None:
+    path = write_metrics(tmp_path, ["at"]) / "at-0" / "detect.json"
+    change(path, edit)
+    assert refusal(tmp_path, "at").startswith(f"{path}: {why}")
+
+
+@pytest.mark.parametrize(
+    ("file", "edit"),
+    [
+        ("attack.json", lambda c: c.update(epsilon=0.3)),
+        ("attack.json", lambda c: c["robust"].pop("cw")),
+        ("detect.json", lambda c: c.update(epsilon=0.3)),
+        ("detect.json", lambda c: c.update(false_alarms=0.05)),
+        ("detect.json", lambda c: c.update(detector="knn")),
+        ("detect.json", lambda c: c["detectors"].pop("knn")),
+        (
+            "detect.json",
+            lambda c: [
+                f[k].pop("cw") for d in c["detectors"].values() for f, k in ((d, "static"), (d["rejection"], "static"))
+            ],
+        ),
+    ],
+)
+def test_models_measured_differently_are_not_compared(tmp_path: Path, file: str, edit: Callable[[dict], None]) -> None:
+    path = write_metrics(tmp_path, ["um", "at"]) / "at-0" / file
+    change(path, edit)
+    message = refusal(tmp_path, "um", "at")
+    assert message.startswith(f"{path}: ")
+    assert str(tmp_path / "um-0" / file) in message

@@ -1,0 +1,1 @@
+"""Small pieces about no model: errors, numbers, seeds, files, arrays, progress."""

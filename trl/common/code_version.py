@@ -1,0 +1,91 @@
+"""Which code a result depends on: the source files that a module imports, directly or not, and packages' versions."""
+
+import ast
+import hashlib
+from collections.abc import Iterator
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("trl", "tasks")
+INSTALLED = ("tla-robustness", "torch", "torchvision", "pytorch-metric-learning")
+
+
+def source_files(*modules: str, root: Path = ROOT) -> list[Path]:
+    """The files, sorted, of `modules` and of all that they import from the packages trl and tasks, below `root`.
+
+    Imports inside functions count, those under `if TYPE_CHECKING` do not; a module's packages come with it. What is
+    only named in a string, as in a registry, is no import. ModuleNotFoundError: one of `modules` has no file.
+    """
+    for module in modules:
+        if _file(module, root) is None:
+            raise ModuleNotFoundError(f"no file of {module} below {root}")
+    found: dict[str, Path] = {}
+    waiting = list(modules)
+    while waiting:
+        name = waiting.pop()
+        path = _file(name, root)
+        if name in found or path is None:  # None: what is imported is no module, but something in one
+            continue
+        found[name] = path
+        package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+        waiting += [name.rpartition(".")[0], *_imports(path.read_text(encoding="utf-8"), package)]
+    return sorted(found.values())
+
+
+def source_digest(*modules: str, root: Path = ROOT) -> str:
+    """A hash of the `source_files`: their paths below `root` and what is in them."""
+    found = hashlib.blake2b(digest_size=12)
+    for path in source_files(*modules, root=root):
+        content = path.read_bytes()
+        found.update(f"{path.relative_to(root).as_posix()} {len(content)}\n".encode() + content)
+    return found.hexdigest()
+
+
+def version(package: str) -> str:
+    """Of an installed package."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def versions() -> dict[str, str]:
+    """Of this package and of those in which its models and attacks compute."""
+    return {package: version(package) for package in INSTALLED}
+
+
+def _file(module: str, root: Path) -> Path | None:
+    """Where a module of the packages is; None if there is no such module."""
+    if module.partition(".")[0] not in PACKAGES:
+        return None
+    path = root.joinpath(*module.split("."))
+    return next((file for file in (path / "__init__.py", path.with_suffix(".py")) if file.is_file()), None)
+
+
+@cache
+def _imports(source: str, package: str) -> list[str]:
+    """Modules that a `source` in `package` imports, and `module.name` for each name that it imports from one."""
+    return [name for node in _running(ast.parse(source)) for name in _names(node, package)]
+
+
+def _running(node: ast.AST) -> Iterator[ast.AST]:
+    """All below `node` that can run: not what is for type checkers alone."""
+    yield node
+    if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+        below: list[ast.stmt] | Iterator[ast.AST] = node.orelse
+    else:
+        below = ast.iter_child_nodes(node)
+    for child in below:
+        yield from _running(child)
+
+
+def _names(node: ast.AST, package: str) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        above = package.split(".")[: len(package.split(".")) + 1 - node.level] if node.level else []
+        module = ".".join([*above, *([node.module] if node.module else [])])
+        return [module, *(f"{module}.{alias.name}" for alias in node.names)]
+    return []

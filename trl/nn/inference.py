@@ -1,0 +1,92 @@
+"""A model's inputs and outputs in an evaluation: images of any storage in, full precision throughout."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trl.attacks.base import answer, range_hint
+from trl.common.errors import TrlError, in_one_line
+from trl.nn.modes import evaluating
+from trl.threat import TOLERANCE
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's parameters (or buffers) are; the CPU if it has none."""
+    tensors = (*model.parameters(), *model.buffers())
+    return tensors[0].device if tensors else torch.device("cpu")
+
+
+def as_input(x: Tensor, device: torch.device) -> Tensor:
+    """A copy of images, uint8 or float in [0, 1], as float32 in [0, 1] on `device`, without gradient.
+
+    TrlError for any other type or range. What rounding has carried out of [0, 1] is clamped.
+    """
+    if x.dtype == torch.uint8:
+        return x.to(device).float() / 255
+    if not x.is_floating_point():
+        raise TrlError(f"images are {x.dtype}: give uint8, or floats in [0, 1]")
+    x = x.detach().to(device, torch.float32, copy=True)
+    low, high = (float(bound) for bound in x.aminmax())
+    if not (low >= -TOLERANCE and high <= 1 + TOLERANCE):
+        raise TrlError(f"pixels lie in [{low:.7g}, {high:.7g}]: {range_hint(low, high)}")
+    return x.clamp_(0, 1) if low < 0 or high > 1 else x
+
+
+def checked_logits(model: nn.Module, x: Tensor, what: str = "natural images") -> Tensor:
+    """The model's answer to images x, called `what` in messages; TrlError unless it is logits [n,k] without NaN."""
+    logits = answer(model, x)
+    if logits.isnan().any():
+        raise TrlError(f"the model's logits are NaN on {what}: its weights or its normalisation are broken")
+    return logits
+
+
+def try_out(model: nn.Module, x: Tensor) -> Tensor:
+    """The model's logits [1,k] of the first of images x, in eval mode, before any work is spent on it.
+
+    TrlError, with what the model raised as its cause, unless it answers a batch of one image and a batch of two.
+    """
+    device, logits = device_of(model), torch.empty(0)
+    for n in (2, 1)[len(x) < 2 :]:
+        images = as_input(x[:n], device)
+        try:
+            with evaluating(model), torch.no_grad(), full_precision(device), kept_generators(device):
+                logits = answer(model, images)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever a model raises
+            shape = f"{'one image' if n == 1 else 'images'} {list(images.shape)}"
+            raise TrlError(f"the model cannot answer {shape}: {in_one_line(error)}{_precision_hint(model)}") from error
+    return logits
+
+
+def _precision_hint(model: nn.Module) -> str:
+    """What to do where no weight is float32, as the images are; nothing otherwise."""
+    kinds = {tensor.dtype for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point()}
+    if not kinds or torch.float32 in kinds:
+        return ""
+    names = " and ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
+    return f"; images come as float32, but its weights are {names}: use model.float(), or convert in its forward"
+
+
+def kept_generators(device: torch.device) -> AbstractContextManager[None]:
+    """Inside, random numbers may be drawn and seeded; the CPU's and the `device`'s generators are kept as they were."""
+    return torch.random.fork_rng(range(torch.cuda.device_count()) if device.type == "cuda" else ())
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """True fp32 inside, whatever the caller chose: no autocast, no TF32 or bf16 in products and convolutions."""
+    backends: Any = torch.backends
+    products = (backends.cudnn.conv, backends.cuda.matmul, backends.mkldnn.conv, backends.mkldnn.matmul)
+    former = [product.fp32_precision for product in products]
+    try:
+        for product in products:
+            product.fp32_precision = "ieee"
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        for product, precision in zip(products, former, strict=True):
+            product.fp32_precision = precision
