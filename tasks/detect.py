@@ -292,7 +292,7 @@ def _embeddings(
     import torch
 
     from trl.common.seeds import derive_seed
-    from trl.evaluation import embed
+    from trl.detectors.observe import embed
     from trl.representation.shifts import knn_accuracy, shift_ratios, tsne
 
     config, labels = stage.recipe.detect, test.labels

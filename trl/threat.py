@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from trl.common.errors import TrlError
+from trl.common.images import TOLERANCE
 from trl.nn.parallel import draw
-
-TOLERANCE = 1e-5  # how far rounding may carry a value out of [0, 1], or an image out of its ball
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from tasks.paths import RecipePaths
 from tests.trl.report.synthetic import write_model
 from trl.data import load_splits
 from trl.detectors import build_detector, calibrate, save_detector
-from trl.evaluation import embed
+from trl.detectors.observe import embed
 from trl.models import build_model, save_model, weights_sha256
 
 

@@ -21,7 +21,7 @@ from trl.config import load_params
 from trl.data import ImageSet, Splits, load_dataset, load_splits, save_splits, split
 from trl.detection.figures import detection_auc
 from trl.detectors import load_detector
-from trl.evaluation import embed
+from trl.detectors.observe import embed
 from trl.models import build_model, load_model, save_model
 from trl.results import Detect
 

@@ -14,12 +14,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from trl.attacks.base import ascent, check_input, check_positive, frozen, judge, logits_of
+from trl.attacks.base import ascent, check_positive, judge
 from trl.attacks.criterion import MISCLASSIFIED, Criterion, Targeted, check_criterion
 from trl.attacks.losses import Loss, cross_entropy, loss_called
 from trl.attacks.restarts import Kept
 from trl.common.errors import TrlError
+from trl.common.images import check_input
 from trl.common.numbers import Count
+from trl.nn.logits import logits_of
+from trl.nn.modes import frozen
 from trl.nn.precision import searches_in_half
 from trl.threat import L1, Linf, Threat, column, length
 

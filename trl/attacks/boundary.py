@@ -6,10 +6,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from trl.attacks.base import logits_of
 from trl.attacks.criterion import Criterion, Misclassified, Targeted
 from trl.attacks.losses import cw_margin
 from trl.common.errors import TrlError
+from trl.nn.logits import logits_of
 from trl.threat import column, length
 
 DUAL = {"linf": "l1", "l2": "l2", "l1": "linf"}  # the steepest step of size 1 climbs by this norm of the gradient

@@ -3,11 +3,13 @@
 import torch
 from torch import Tensor, nn
 
-from trl.attacks.base import ascent, check_images_and_labels, check_input, check_positive, frozen, judge
+from trl.attacks.base import ascent, check_positive, judge
 from trl.attacks.criterion import MISCLASSIFIED, Criterion, check_criterion
 from trl.attacks.losses import cw_margin
 from trl.common.errors import TrlError
+from trl.common.images import check_input
 from trl.common.numbers import Count, NonNegative, Positive
+from trl.nn.modes import frozen
 from trl.threat import Threat, column
 
 INSIDE = 0.99  # how far from the ends of (-1, 1) the search starts: nearer to them, tanh hardly lets values move
@@ -41,7 +43,6 @@ def cw_l2(
     also under autocast. TrlError unless the threat is l2.
     """
     check_criterion(criterion)
-    check_images_and_labels(x, y)
     check_positive(steps=steps, binary_steps=binary_steps, step_size=step_size, initial_c=initial_c)
     if threat.name != "l2":
         raise TrlError(f"cw_l2 needs an l2 threat, not {threat.name}; use norm l2, or another attack such as apgd")
@@ -73,8 +74,8 @@ def cw_l2(
             adam.step()
         return best, least, succeeded
 
+    x, y, classes = check_input(x, y)
     with frozen(model), torch.autocast(x.device.type, enabled=False):
-        x, y, classes = check_input(x, y)
         if len(x) == 0 or threat.epsilon == 0:
             return x.clone()
         met, margin = judge(viewed, x, y, criterion, scored, classes)

@@ -3,12 +3,15 @@
 import torch
 from torch import Tensor, nn
 
-from trl.attacks.base import check_input, check_positive, frozen, logits_of
+from trl.attacks.base import check_positive
 from trl.attacks.boundary import nearest_boundary, rivals, safe_margin
 from trl.attacks.criterion import MISCLASSIFIED, Criterion, check_criterion
 from trl.attacks.hyperplane import step_to_hyperplane
 from trl.attacks.losses import cw_margin
+from trl.common.images import check_input
 from trl.common.numbers import Count, NonNegative
+from trl.nn.logits import logits_of
+from trl.nn.modes import frozen
 from trl.threat import Threat
 
 CHECK = 5  # every so many steps, samples that are done leave the batch

@@ -5,10 +5,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from trl.attacks.base import Attack, check_input, frozen, judge
+from trl.attacks.base import Attack, judge
 from trl.attacks.criterion import MISCLASSIFIED, Criterion, check_criterion
 from trl.attacks.losses import cw_margin
 from trl.common.errors import TrlError
+from trl.common.images import check_input
+from trl.nn.modes import frozen
 
 
 class Ensemble:

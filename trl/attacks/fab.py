@@ -8,13 +8,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from trl.attacks.base import check_images_and_labels, check_input, check_positive, frozen, judge, logits_of
+from trl.attacks.base import check_positive, judge
 from trl.attacks.boundary import nearest_boundary, rivals, safe_margin
 from trl.attacks.criterion import MISCLASSIFIED, Criterion, Misclassified, Targeted, check_criterion
 from trl.attacks.hyperplane import step_to_hyperplane
 from trl.attacks.losses import cw_margin
 from trl.common.errors import TrlError
+from trl.common.images import check_input
 from trl.common.numbers import Count, Fraction, Positive
+from trl.nn.logits import logits_of
+from trl.nn.modes import frozen
 from trl.threat import Threat, column, dims_of, length
 
 LEAVE = 2  # every so many steps, samples that are done leave the batch …
@@ -99,11 +102,10 @@ class _Search:
         check_positive(steps=self.steps, restarts=self.restarts, eta=self.eta)
 
     def attack(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        check_images_and_labels(x, y)
+        x, y, classes = check_input(x, y)
         model, loss = self.criterion.view(model), self.criterion.loss(cw_margin)
         # half precision is too coarse for points on the boundary: under autocast it found a third fewer
         with frozen(model), torch.autocast(x.device.type, enabled=False):
-            x, y, classes = check_input(x, y)
             if len(x) == 0:
                 return x.clone()
             outputs = logits_of(model, x, classes)

@@ -2,10 +2,12 @@
 
 from torch import Tensor, nn
 
-from trl.attacks.base import ascent, check_input, frozen
+from trl.attacks.base import ascent
 from trl.attacks.criterion import MISCLASSIFIED, Criterion, check_criterion
 from trl.attacks.hyperplane import steepest_step
 from trl.attacks.losses import cross_entropy
+from trl.common.images import check_input
+from trl.nn.modes import frozen
 from trl.nn.precision import searches_in_half
 from trl.threat import Threat
 

@@ -3,10 +3,12 @@
 import torch
 from torch import Tensor, nn
 
-from trl.attacks.base import ascent, check_input, check_positive, frozen
+from trl.attacks.base import ascent, check_positive
 from trl.attacks.criterion import MISCLASSIFIED, Criterion, check_criterion
 from trl.attacks.losses import cross_entropy
+from trl.common.images import check_input
 from trl.common.numbers import Count, NonNegative, Positive
+from trl.nn.modes import frozen
 from trl.nn.precision import searches_in_half
 from trl.threat import Threat, dims_of
 

@@ -5,12 +5,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from trl.attacks.base import ascent, check_input, check_positive, frozen, judge
+from trl.attacks.base import ascent, check_positive, judge
 from trl.attacks.criterion import MISCLASSIFIED, Criterion, check_criterion
 from trl.attacks.losses import loss_called
 from trl.attacks.restarts import Kept
 from trl.common.errors import TrlError
+from trl.common.images import check_input
 from trl.common.numbers import Count, Positive
+from trl.nn.modes import frozen
 from trl.nn.precision import searches_in_half
 from trl.threat import Threat, column
 

@@ -12,13 +12,16 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from trl.attacks.base import check_input, check_positive, frozen, judge, logits_of
+from trl.attacks.base import check_positive, judge
 from trl.attacks.criterion import MISCLASSIFIED, Criterion, check_criterion
 from trl.attacks.gradient_free import gradient_free
 from trl.attacks.losses import loss_called
 from trl.attacks.restarts import Kept
 from trl.common.errors import TrlError
+from trl.common.images import check_input
 from trl.common.numbers import Count, Fraction
+from trl.nn.logits import logits_of
+from trl.nn.modes import frozen
 from trl.threat import Threat
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries: after these the window halves

@@ -12,9 +12,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from trl.attacks.base import Attack, frozen
+from trl.attacks.base import Attack
 from trl.common.arrays import read_npy, read_npz, read_safetensors
 from trl.common.errors import TrlError
+from trl.nn.modes import frozen
 
 KEY = "adversarials"  # in a file that holds several arrays
 LEVELS = 65535  # by so many steps images are compared: a uint8 image is found again, however it was divided by 255

@@ -16,10 +16,10 @@ from trl.data.base import ImageSet
 from trl.detection.credit import check_credit, check_score
 from trl.detectors.base import Detector
 from trl.detectors.calibration import Calibration, calibrate
+from trl.detectors.observe import embed
 from trl.evaluation.evaluate import evaluate, perturb
 from trl.evaluation.masking import Sign, check_results
 from trl.nn.inference import device_of, try_out
-from trl.representation.embeddings import embed
 from trl.threat import Threat
 
 STRATEGIES: tuple[Strategy, ...] = ("selective", "orthogonal")

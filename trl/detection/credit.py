@@ -7,12 +7,14 @@ Carlini & Wagner 2017 (arXiv 1705.07263) and Tramèr et al. 2020 (arXiv 2002.083
 import torch
 from torch import Tensor, nn
 
-from trl.attacks.base import ascent, frozen
+from trl.attacks.base import ascent
 from trl.attacks.criterion import Scored
+from trl.common.images import as_input
 from trl.detectors.base import Detector
 from trl.evaluation.intervals import accuracy
 from trl.evaluation.masking import Sign, probe_rows
-from trl.nn.inference import as_input, device_of, full_precision, kept_generators
+from trl.nn.inference import device_of, full_precision, kept_generators
+from trl.nn.modes import frozen
 
 CREDIT = 0.05  # accuracy that rejection may add to the plain worst case before it is worth a look
 

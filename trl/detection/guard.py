@@ -11,8 +11,8 @@ from trl.common.errors import TrlError
 from trl.detectors.base import Detector
 from trl.detectors.calibration import Calibration
 from trl.detectors.io import load_detector
+from trl.detectors.observe import embed
 from trl.models import load_model, weights_sha256
-from trl.representation.embeddings import embed
 
 
 class Judgement(NamedTuple):

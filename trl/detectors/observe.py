@@ -10,7 +10,12 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from trl.common.errors import TrlError
+from trl.common.images import as_input
+from trl.common.progress import batches
 from trl.detectors.base import Layer, Reads
+from trl.nn.inference import device_of, full_precision
+from trl.nn.logits import answer
+from trl.nn.modes import evaluating
 from trl.nn.wrappers import eager, unwrapped
 
 ACTIVATIONS = (
@@ -33,7 +38,7 @@ def observe(model: nn.Module, x: Tensor, reads: Reads) -> tuple[Tensor, Tensor]:
     or does not run, or it gives no row per image.
     """
     if reads == "logits":
-        logits = _logits(model, x)
+        logits = answer(model, x)
         return logits, logits
     model = unwrapped(model)
     trace = _Trace(len(x))
@@ -41,10 +46,28 @@ def observe(model: nn.Module, x: Tensor, reads: Reads) -> tuple[Tensor, Tensor]:
         for hook in _watch(model, reads, trace):
             stack.callback(hook.remove)
         stack.enter_context(eager(model))
-        logits = _logits(model, x)
+        logits = answer(model, x)
     if trace.seen is None:
         raise _nothing_to_read(model, reads)
     return logits, torch.cat([*trace.layers, trace.seen], 1)
+
+
+def embed(model: nn.Module, x: Tensor, batch_size: int = 500, reads: Reads = "features") -> tuple[Tensor, Tensor]:
+    """Embeddings float32 [n,d] and logits float32 [n,k] of images, on the CPU; eval mode, fp32, no gradient.
+
+    Of any module; instead of the embedding, whatever a detector `reads` (see `observe`, and its errors).
+    `x` is uint8 or float in [0, 1], and goes to the model's device a batch at a time. TrlError for no or unfit images.
+    """
+    if len(x) == 0:
+        raise TrlError("there are no images to embed: give at least one")
+    device = device_of(model)
+    parts = []
+    with evaluating(model), torch.no_grad(), full_precision(device):
+        for batch in batches(len(x), batch_size):
+            logits, seen = observe(model, as_input(x[batch], device), reads)
+            parts.append((seen.float().cpu(), logits.float().cpu()))
+    seen, logits = (torch.cat(part) for part in zip(*parts, strict=True))
+    return seen, logits
 
 
 def _watch(model: nn.Module, reads: Reads, trace: "_Trace") -> Iterator[RemovableHandle]:
@@ -156,11 +179,3 @@ def _named(model: nn.Module, path: str) -> nn.Module:
         near = get_close_matches(path, modules) or [name for name, _ in model.named_children()][:10]
         raise TrlError(f"{type(model).__name__} has no layer {path!r}; it has {', '.join(near) or 'none'}")
     return modules[path]
-
-
-def _logits(model: nn.Module, x: Tensor) -> Tensor:
-    logits = model(x)
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
-        given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise TrlError(f"the model answers {given} to {len(x)} images: it must return logits [n, classes]")
-    return logits

@@ -1,6 +1,5 @@
-"""Evaluation: worst-case bookkeeping over attacks, detection figures, analyses of the representation."""
+"""Robust accuracy: the worst case over attacks, kept per image."""
 
 from trl.evaluation.evaluate import Evaluation, epsilon_curve, evaluate, perturb
-from trl.representation.embeddings import embed
 
-__all__ = ["Evaluation", "embed", "epsilon_curve", "evaluate", "perturb"]
+__all__ = ["Evaluation", "epsilon_curve", "evaluate", "perturb"]

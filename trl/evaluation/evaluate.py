@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from trl.attacks.base import Attack, check_images_and_labels
-from trl.attacks.criterion import MISCLASSIFIED, Criterion, check_criterion
+from trl.attacks.base import Attack
+from trl.attacks.criterion import MISCLASSIFIED, Criterion, Misclassified, check_criterion
 from trl.attacks.ensemble import Ensemble, parts_of
 from trl.attacks.fgsm import fgsm
 from trl.attacks.gradient_free import is_gradient_free
 from trl.attacks.transfer import Transfer
 from trl.common.errors import TrlError, in_one_line
+from trl.common.images import TOLERANCE, as_input, check_images_and_labels
 from trl.common.progress import Progress, batches, say
 from trl.common.seeds import derive_seed
 from trl.evaluation.cost import Cost, counting
@@ -24,10 +25,11 @@ from trl.evaluation.intervals import accuracy
 from trl.evaluation.masking import Sign, check_budget, check_model, check_results
 from trl.evaluation.plausibility import check_accuracy, check_setting
 from trl.evaluation.state import State, fingerprint
-from trl.nn.inference import as_input, checked_logits, device_of, full_precision, kept_generators, try_out
+from trl.nn.inference import device_of, full_precision, kept_generators, try_out
+from trl.nn.logits import checked_logits
 from trl.nn.modes import evaluating, to_eval
 from trl.nn.precision import Precision, has_fast_bf16, may_search_in_half
-from trl.threat import TOLERANCE, Threat
+from trl.threat import Threat
 
 RESERVED = ("clean", "worst")
 
@@ -161,7 +163,7 @@ def evaluate(
     with evaluating(model), Progress("evaluate", total, "images") as progress:
         run = _Run(model, x, y, threat, batch_size, seed, books, progress, criterion, half, eight_bit)
         correct = {"clean": run.clean()}
-        if checks and criterion == MISCLASSIFIED:
+        if checks and isinstance(criterion, Misclassified):
             signs += check_accuracy(correct["clean"], classes)
         for sign in signs:  # at once: they may save hours
             say(f"warning: {sign.name}: {sign.message}")

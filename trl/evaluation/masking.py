@@ -13,11 +13,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from trl.attacks.base import check_images_and_labels, frozen
 from trl.attacks.losses import LOSSES, cw_margin
 from trl.attacks.pgd import pgd
 from trl.common.errors import TrlError
-from trl.nn.inference import as_input, checked_logits, device_of, full_precision, kept_generators
+from trl.common.images import as_input, check_images_and_labels
+from trl.nn.inference import device_of, full_precision, kept_generators
+from trl.nn.logits import checked_logits
+from trl.nn.modes import frozen
 from trl.threat import Threat
 
 PROBE = 128  # images that a check looks at

@@ -7,40 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trl.attacks.base import answer, range_hint
 from trl.common.errors import TrlError, in_one_line
+from trl.common.images import as_input
+from trl.nn.logits import answer
 from trl.nn.modes import evaluating
-from trl.threat import TOLERANCE
 
 
 def device_of(model: nn.Module) -> torch.device:
     """Where the model's parameters (or buffers) are; the CPU if it has none."""
     tensors = (*model.parameters(), *model.buffers())
     return tensors[0].device if tensors else torch.device("cpu")
-
-
-def as_input(x: Tensor, device: torch.device) -> Tensor:
-    """A copy of images, uint8 or float in [0, 1], as float32 in [0, 1] on `device`, without gradient.
-
-    TrlError for any other type or range. What rounding has carried out of [0, 1] is clamped.
-    """
-    if x.dtype == torch.uint8:
-        return x.to(device).float() / 255
-    if not x.is_floating_point():
-        raise TrlError(f"images are {x.dtype}: give uint8, or floats in [0, 1]")
-    x = x.detach().to(device, torch.float32, copy=True)
-    low, high = (float(bound) for bound in x.aminmax())
-    if not (low >= -TOLERANCE and high <= 1 + TOLERANCE):
-        raise TrlError(f"pixels lie in [{low:.7g}, {high:.7g}]: {range_hint(low, high)}")
-    return x.clamp_(0, 1) if low < 0 or high > 1 else x
-
-
-def checked_logits(model: nn.Module, x: Tensor, what: str = "natural images") -> Tensor:
-    """The model's answer to images x, called `what` in messages; TrlError unless it is logits [n,k] without NaN."""
-    logits = answer(model, x)
-    if logits.isnan().any():
-        raise TrlError(f"the model's logits are NaN on {what}: its weights or its normalisation are broken")
-    return logits
 
 
 def try_out(model: nn.Module, x: Tensor) -> Tensor:

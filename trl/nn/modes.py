@@ -1,15 +1,18 @@
-"""Use a model in evaluation mode for a moment, by its own train() and eval()."""
+"""Use a model in evaluation mode, perhaps with frozen weights, for a moment: by its own train() and eval()."""
 
-import contextlib
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
+import torch
 from torch import nn
+
+from trl.common.errors import TrlError
 
 # what answers otherwise in training mode, among PyTorch's own modules
 MODAL = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._NormBase, nn.RReLU, nn.MultiheadAttention, nn.RNNBase)
 
 
-@contextlib.contextmanager
+@contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode inside (batch norm uses and keeps its statistics); every module's own mode is restored afterwards."""
     modes = [(module, _trains(module)) for module in model.modules()]
@@ -23,10 +26,30 @@ def evaluating(model: nn.Module) -> Iterator[None]:
                     module.train(mode)
 
 
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Inside: eval mode, parameters without gradient, gradients off. Afterwards, whatever happened: flags as before.
+
+    Eval mode keeps batch norm's running statistics as they are (TLA's released code attacks in this mode, too).
+    TrlError for weights that were made under torch.inference_mode, which autograd refuses.
+    """
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        raise TrlError("the model was made under torch.inference_mode, without gradients; make or load it outside")
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    with evaluating(model), torch.inference_mode(False), torch.no_grad():
+        try:
+            for parameter in trainable:
+                parameter.requires_grad_(False)
+            yield
+        finally:
+            for parameter in trainable:
+                parameter.requires_grad_(True)
+
+
 def to_eval(model: nn.Module) -> None:
     """Call the model's own eval(), unless all of it is in eval mode. A module of torch.export has no modes."""
     if any(map(_trains, model.modules())):
-        with contextlib.suppress(NotImplementedError):
+        with suppress(NotImplementedError):
             model.eval()
 
 

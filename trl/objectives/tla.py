@@ -7,13 +7,13 @@ import torch
 from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
-from trl.attacks.base import frozen
 from trl.common.errors import TrlError
 from trl.common.numbers import NonNegative
 from trl.common.seeds import derive_seed
 from trl.data import ShuffledStream
 from trl.metric import hardest_negative, norm_penalty, pairwise_cosine, random_negative, triplet_loss
 from trl.metric.library import library_loss, offered_loss
+from trl.nn.modes import frozen
 from trl.nn.parallel import ALONE, current, draw, gather, sharing
 from trl.objectives.base import Batch, Setting, Terms, classification, forward_groups, widened
 from trl.registry import refuse

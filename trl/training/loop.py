@@ -17,8 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from trl.attacks import Attack
-from trl.attacks.base import trusted_values
 from trl.common.errors import TrlError
+from trl.common.images import trusted_values
 from trl.common.progress import Progress, say
 from trl.common.seeds import derive_seed
 from trl.config import Train

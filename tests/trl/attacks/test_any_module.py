@@ -10,10 +10,11 @@ from torch.nn.utils import parametrizations, parametrize
 from torch.utils.checkpoint import checkpoint
 
 from trl.attacks import pgd
-from trl.attacks.base import ascent, frozen
+from trl.attacks.base import ascent
 from trl.attacks.losses import cross_entropy
 from trl.common.errors import TrlError
 from trl.models import build_model
+from trl.nn.modes import frozen
 from trl.threat import Linf
 
 CLASSES = 4

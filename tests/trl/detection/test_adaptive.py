@@ -15,7 +15,8 @@ from trl.detection.adaptive import Answers, Guarded, MakeAttack, answers, attack
 from trl.detection.figures import detection_auc
 from trl.detectors import DETECTORS, Calibration, Detector, build_detector
 from trl.detectors.gaussian import GaussianDetector
-from trl.evaluation import embed, perturb
+from trl.detectors.observe import embed
+from trl.evaluation import perturb
 from trl.models import Classifier, build_model
 from trl.threat import Linf
 

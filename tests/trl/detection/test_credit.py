@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from trl.detection.credit import check_credit, check_score
 from trl.detectors import DETECTORS, Detector, build_detector
-from trl.evaluation import embed
+from trl.detectors.observe import embed
 from trl.models import build_model
 
 

@@ -236,8 +236,8 @@ def test_what_cannot_be_read() -> None:
     refused(net, Layer("unused"), "ResNet runs no layer 'unused' that gives a float tensor")
     attention, _ = made("vit")
     refused(attention, Layer("encoder.layers.encoder_layer_0.self_attention"), "runs no layer .* that gives a float")
-    refused(nn.Sequential(nn.Conv2d(3, 4, 16), nn.Flatten(0)), "logits", r"answers \(8,\) to 2 images")
-    refused(nn.Identity(), "features", r"answers \(2, 3, 16, 16\) to 2 images")
+    refused(nn.Sequential(nn.Conv2d(3, 4, 16), nn.Flatten(0)), "logits", r"returns \[8\] for images \[2, 3, 16, 16\]")
+    refused(nn.Identity(), "features", r"returns \[2, 3, 16, 16\] for images")
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")

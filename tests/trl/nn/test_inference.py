@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from trl.nn.inference import as_input, device_of, full_precision
+from trl.common.images import as_input
+from trl.nn.inference import device_of, full_precision
 
 
 def precisions() -> list[str]:

@@ -5,7 +5,7 @@ from torch import nn
 from tests.trl.evaluation.tiny import Net, images
 from trl.common.errors import TrlError
 from trl.detectors.base import Layer
-from trl.evaluation import embed
+from trl.detectors.observe import embed
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 60, 257])
