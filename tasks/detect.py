@@ -113,12 +113,12 @@ class Attacker:
         """What the attack `name`, which knows of no detector, makes of every image."""
         from trl.attacks import build_attack_at
         from trl.common.seeds import derive_seed
-        from trl.evaluation import perturb
+        from trl.evaluation import attack_all
 
         spec = self.config.attacks[name]
         attack = build_attack_at(self.epsilon, spec.name, self.threat, **spec.options)
         x, y, seed = images.images, images.labels, derive_seed(self.seed, name)
-        return perturb(self.model, x, y, attack, self._threat, self.config.batch_size, seed, state=self.state)
+        return attack_all(self.model, x, y, attack, self._threat, self.config.batch_size, seed, state=self.state)
 
     def guarded(
         self, detector: "Detector", calibration: "Calibration", images: "ImageSet", static: "Mapping[str, Tensor]"

@@ -3,6 +3,7 @@
 import argparse
 import atexit
 import gc
+import inspect
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
+from tasks.dependencies import check_code
 from tasks.paths import ModelPaths, RecipePaths
 from trl.common.errors import TrlError
 from trl.config import Params, Recipe, load_params
@@ -77,6 +79,8 @@ def run_stage(
         if method is not None and method not in params.recipes[name].methods:
             known = ", ".join(params.recipes[name].methods)
             raise TrlError(f"unknown method {method!r}; recipes.{name}.methods has {known}")
+        if not as_written:
+            check_code(Path(inspect.getfile(work)).stem, params.recipes[name])
         if per_model == "optional":
             work(Stage(params, name), **given, **named)
         else:

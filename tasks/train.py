@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tasks.dependencies import modules_of
 from tasks.processes import share_work
 from tasks.stage import Stage, run_stage
 from tasks.tracking import ModelRun
@@ -108,26 +109,17 @@ def train_on(stage: Stage, device: str) -> None:
 
 def _fingerprint(stage: Stage, data: str) -> str:
     """What this run's result depends on, code included, so that a checkpoint is only ever used by the run it is of."""
-    from trl.attacks import ATTACKS
     from trl.common.code_version import source_digest, versions
-    from trl.models import MODELS
-    from trl.objectives import OBJECTIVES
 
     recipe = stage.recipe
-    chosen = (
-        MODELS.get(recipe.model.name),
-        OBJECTIVES.get(recipe.methods[stage.method].name),
-        ATTACKS.get(recipe.train.attack.name),
-        ATTACKS.get(recipe.train.validation.attack.name),
-    )
-    code = source_digest("trl.training.loop", "trl.data", *(implementation.__module__ for implementation in chosen))
     sections = {
         "model": recipe.model,
         "threat": recipe.threat,
         "train": recipe.train,
-        "method": recipe.methods[stage.method],
+        "methods": recipe.methods[stage.method],
     }
     content: dict[str, Any] = {name: section.model_dump() for name, section in sections.items()}
+    code = source_digest(*modules_of("train", [recipe], sections, stage.method))
     here = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()  # and not what it imports to log and to write
     content |= {"seed": stage.seed, "data": data, "code": [here, code], "versions": versions()}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]

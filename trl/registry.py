@@ -33,14 +33,22 @@ class Registry:
 
     def get(self, name: str) -> Callable[..., Any]:
         """The implementation called `name`; TrlError names the known ones if there is none."""
+        module, attribute = self._entry(name)
+        implementation: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
+        return implementation
+
+    def module(self, name: str) -> str:
+        """The module of the implementation called `name`, which is not imported; errors as of `get`."""
+        return self._entry(name)[0]
+
+    def _entry(self, name: str) -> tuple[str, str]:
         entry = self._entries.get(name) or next(
             (e for n, e in self._entries.items() if n.endswith("*") and name.startswith(n[:-1])), None
         )
         if entry is None:
             raise TrlError(f"unknown {self.kind} {name!r}; known: {', '.join(self.names())}")
         module, attribute = entry.split(":")
-        implementation: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
-        return implementation
+        return module, attribute
 
     def options(self, name: str) -> type[BaseModel]:
         """A pydantic model of the keyword-only parameters of `name`; unknown keys are refused."""

@@ -157,7 +157,7 @@ def test_auc_and_its_figures_agree() -> None:
 def test_impossible_settings_are_refused_before_any_attack(
     stage: Callable[..., Stage], settings: dict, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trl.evaluation.perturb", lambda *a, **k: pytest.fail("an attack was run"))
+    monkeypatch.setattr("trl.evaluation.attack_all", lambda *a, **k: pytest.fail("an attack was run"))
     with pytest.raises(TrlError, match=message):
         detect(stage(**settings))
 

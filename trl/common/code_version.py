@@ -9,29 +9,43 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("trl", "tasks")
+INIT, REGISTRY = "__init__.py", "registry.py"  # a registry: trl/<folder>/registry.py
 INSTALLED = ("tla-robustness", "torch", "torchvision", "pytorch-metric-learning")
 
 
 def source_files(*modules: str, root: Path = ROOT) -> list[Path]:
     """The files, sorted, of `modules` and of all that they import from the packages trl and tasks, below `root`.
 
-    Imports inside functions count, those under `if TYPE_CHECKING` do not; a module's packages come with it. What is
-    only named in a string, as in a registry, is no import. ModuleNotFoundError: one of `modules` has no file.
+    Imports inside functions count, those under `if TYPE_CHECKING` do not. What a package's `__init__` offers counts
+    where it is imported, as what it is and not as all of the package. Not among the files are those `__init__`s and
+    the registries, which hold names only: what is named in a string is no import. ModuleNotFoundError: one of
+    `modules` is neither a module nor something in one.
     """
     for module in modules:
-        if _file(module, root) is None:
+        if _file(module, root) is None and _file(module.rpartition(".")[0], root) is None:
             raise ModuleNotFoundError(f"no file of {module} below {root}")
     found: dict[str, Path] = {}
     waiting = list(modules)
     while waiting:
         name = waiting.pop()
         path = _file(name, root)
-        if name in found or path is None:  # None: what is imported is no module, but something in one
-            continue
-        found[name] = path
-        package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-        waiting += [name.rpartition(".")[0], *_imports(path.read_text(encoding="utf-8"), package)]
-    return sorted(found.values())
+        if path is None:  # something in a module, perhaps one that a package's __init__ takes it from
+            package, _, imported = name.rpartition(".")
+            home = _file(package, root)
+            if home and home.name == INIT:
+                waiting += _offered(home.read_text(encoding="utf-8"), package).get(imported, [])
+            elif home:
+                waiting.append(package)
+        elif name not in found and path.name != INIT:
+            found[name] = path
+            waiting += _imports(path.read_text(encoding="utf-8"), name.rpartition(".")[0])
+    return sorted(path for path in found.values() if not (path.name == REGISTRY and path.parent.parent.name == "trl"))
+
+
+def imported_modules(path: Path) -> list[str]:
+    """What a file of this project imports, anywhere in it: modules, and `module.name` for each name taken from one."""
+    package = ".".join(path.parent.relative_to(ROOT).parts)
+    return _imports(path.read_text(encoding="utf-8"), package)
 
 
 def source_digest(*modules: str, root: Path = ROOT) -> str:
@@ -61,13 +75,24 @@ def _file(module: str, root: Path) -> Path | None:
     if module.partition(".")[0] not in PACKAGES:
         return None
     path = root.joinpath(*module.split("."))
-    return next((file for file in (path / "__init__.py", path.with_suffix(".py")) if file.is_file()), None)
+    return next((file for file in (path / INIT, path.with_suffix(".py")) if file.is_file()), None)
 
 
 @cache
 def _imports(source: str, package: str) -> list[str]:
     """Modules that a `source` in `package` imports, and `module.name` for each name that it imports from one."""
     return [name for node in _running(ast.parse(source)) for name in _names(node, package)]
+
+
+@cache
+def _offered(source: str, package: str) -> dict[str, list[str]]:
+    """The names that the `source` of a package's __init__ imports: the modules that each may come from."""
+    nodes = [node for node in ast.parse(source).body if isinstance(node, ast.ImportFrom)]
+    return {
+        alias.asname or alias.name: [module := _names(node, package)[0], f"{module}.{alias.name}"]
+        for node in nodes
+        for alias in node.names
+    }
 
 
 def _running(node: ast.AST) -> Iterator[ast.AST]:

@@ -17,8 +17,10 @@ from trl.detection.credit import check_credit, check_score
 from trl.detectors.base import Detector
 from trl.detectors.calibration import Calibration, calibrate
 from trl.detectors.observe import embed
-from trl.evaluation.evaluate import evaluate, perturb
-from trl.evaluation.masking import Sign, check_results
+from trl.evaluation.evaluate import evaluate
+from trl.evaluation.masking import check_results
+from trl.evaluation.run import attack_all
+from trl.evaluation.signs import Sign
 from trl.nn.inference import device_of, try_out
 from trl.threat import Threat
 
@@ -174,7 +176,7 @@ def evade(
     for criterion, attack in _by_strategy(make_attack, undetected):
         # an attack of the caller's need not tell its criterion
         own = None if key is None else f"{key}, {criterion!r}"
-        x_adv = perturb(model, x, y, attack, threat, batch_size, seed, state=state, key=own)
+        x_adv = attack_all(model, x, y, attack, threat, batch_size, seed, state=state, key=own)
         found.append(answers(model, detector, x_adv, y, batch_size))
     return worst(found)
 

@@ -12,7 +12,8 @@ from trl.attacks.criterion import Scored
 from trl.common.images import as_input
 from trl.detectors.base import Detector
 from trl.evaluation.intervals import accuracy
-from trl.evaluation.masking import Sign, probe_rows
+from trl.evaluation.masking import probe_rows
+from trl.evaluation.signs import Sign
 from trl.nn.inference import device_of, full_precision, kept_generators
 from trl.nn.modes import frozen
 

@@ -11,6 +11,7 @@ from trl.common.arrays import read_safetensors
 from trl.common.errors import TrlError
 from trl.common.files import write_atomic, write_json
 from trl.detectors.base import Detector
+from trl.detectors.build import build_detector
 from trl.detectors.calibration import Calibration
 from trl.registry import explain
 
@@ -50,8 +51,6 @@ def load_detector(
 
     TrlError: a file is missing or damaged, the two do not fit together, or it belongs to other model `weights`.
     """
-    from trl.detectors import build_detector  # here, because the package itself imports this file
-
     folder = Path(folder)
     try:
         config = Config.model_validate_json((folder / CONFIG).read_bytes())

@@ -1,5 +1,6 @@
 """Robust accuracy: the worst case over attacks, kept per image."""
 
-from trl.evaluation.evaluate import Evaluation, epsilon_curve, evaluate, perturb
+from trl.evaluation.evaluate import Evaluation, epsilon_curve, evaluate
+from trl.evaluation.run import attack_all
 
-__all__ = ["Evaluation", "epsilon_curve", "evaluate", "perturb"]
+__all__ = ["Evaluation", "attack_all", "epsilon_curve", "evaluate"]

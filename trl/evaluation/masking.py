@@ -8,7 +8,6 @@ signs may mask its gradients all the same.
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from trl.attacks.losses import LOSSES, cw_margin
 from trl.attacks.pgd import pgd
 from trl.common.errors import TrlError
 from trl.common.images import as_input, check_images_and_labels
+from trl.evaluation.signs import Sign
 from trl.nn.inference import device_of, full_precision, kept_generators
 from trl.nn.logits import checked_logits
 from trl.nn.modes import frozen
@@ -28,13 +28,6 @@ AGREEMENT = 1e-4  # how far two logit vectors of one image may differ, relative 
 SATURATED = 80.0  # logits apart: from about 87 on, e^-margin and with it the gradient of cross-entropy is 0 in fp32
 NUDGE = 1e-4  # of every value: well below a step of 8 bits, far above fp32's rounding
 NOTEWORTHY = 0.01  # share of samples below which a difference between attacks is no sign
-
-
-class Sign(NamedTuple):
-    """A sign of gradient masking: its `name`, and a `message` with what was seen, why it matters and what to do."""
-
-    name: str
-    message: str
 
 
 def check_model(model: nn.Module, x: Tensor, y: Tensor) -> list[Sign]:

@@ -12,7 +12,8 @@ from trl.attacks.base import Attack
 from trl.attacks.ensemble import parts_of
 from trl.attacks.mim import mim
 from trl.attacks.pgd import bim, cw, pgd
-from trl.evaluation.masking import Sign, probe_rows
+from trl.evaluation.masking import probe_rows
+from trl.evaluation.signs import Sign
 from trl.nn.modes import kept_in_training
 from trl.threat import Threat
 

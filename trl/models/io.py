@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from trl.common.errors import TrlError
 from trl.common.files import write_atomic, write_json
 from trl.models.base import Classifier, Shape
+from trl.models.build import build_model
 from trl.nn.wrappers import unwrapped
 from trl.registry import explain
 
@@ -52,8 +53,6 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Classi
 
     TrlError: a file is missing or damaged, weights and config do not fit together, or a weight is not finite.
     """
-    from trl.models import build_model  # here, because the package itself imports this file
-
     folder = Path(folder)
     config, weights = _read_config(folder / CONFIG), _read_weights(folder / WEIGHTS)
     try:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -21,15 +21,17 @@ from trl.common.errors import TrlError
 from trl.common.images import trusted_values
 from trl.common.progress import Progress, say
 from trl.common.seeds import derive_seed
-from trl.config import Train
 from trl.data import ImageSet, ShuffledStream
-from trl.evaluation import evaluate
+from trl.evaluation.run import survivors
 from trl.nn.batch_norm import share_batch_norm
 from trl.nn.parallel import processes, sharing
 from trl.objectives.base import Batch, Objective, Setting, Terms
 from trl.training.checkpoint import Checkpoint
 from trl.training.optimizer import build_optimizer
 from trl.training.schedule import rate_factor
+
+if TYPE_CHECKING:
+    from trl.config import Train
 
 Row = dict[str, Any]  # one epoch's figures, by the column names of training.csv
 CHECK_EVERY = 20  # steps between checks for NaN: each waits for the device
@@ -51,7 +53,7 @@ def train(
     attack_at: Callable[[float], Attack],
     validation: ImageSet,
     validation_attack: Attack,
-    config: Train,
+    config: "Train",
     *,
     checkpoint: Checkpoint | None = None,
     on_epoch: Callable[[Row], None] = lambda row: None,
@@ -117,7 +119,7 @@ def train(
 class Run:
     """The mutable state of a run: all of it goes into the checkpoint."""
 
-    def __init__(self, model: nn.Module, objective: Objective, config: Train, device: torch.device) -> None:
+    def __init__(self, model: nn.Module, objective: Objective, config: "Train", device: torch.device) -> None:
         self.model, self.objective, self.config, self.device = model, objective, config, device
         self.terms: Callable[[Batch], Terms] = partial(objective, model)
         self.share = processes()
@@ -215,13 +217,13 @@ class Run:
         """Clean and robust accuracy on the validation images; the first process tells the others."""
         found = [0.0, 0.0]
         if self.share.rank == 0:
-            attacks = {"validation": attack}
-            result = evaluate(
-                *(self.evaluated, data.images, data.labels, attacks, setting.threat),
+            correct = survivors(
+                *(self.evaluated, data.images, data.labels, attack, setting.threat),
                 seed=setting.seed,
+                name="validation",
                 precision=self.config.precision,
             )
-            found = [float(result.correct[name].float().mean()) for name in ("clean", "validation")]
+            found = [float(flags.float().mean()) for flags in correct]
         if self.share.size > 1:
             dist.broadcast_object_list(found)
         return {"val_clean": found[0], "val_robust": found[1]}
@@ -264,7 +266,7 @@ class _Terms(nn.Module):
         return self.objective(self.model, batch)
 
 
-def _epsilon(epoch: float, config: Train, setting: Setting) -> float:
+def _epsilon(epoch: float, config: "Train", setting: Setting) -> float:
     """The training attack's epsilon at `epoch` (fractional, from 0)."""
     warmup = config.epsilon_warmup_epochs
     return setting.threat.epsilon * (min(1.0, epoch / warmup) if warmup else 1.0)

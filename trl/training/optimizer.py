@@ -1,14 +1,15 @@
 """Optimisers with weight decay on weights only."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from trl.config import Optimizer
+if TYPE_CHECKING:
+    from trl.config import Optimizer
 
 
-def build_optimizer(model: nn.Module, config: Optimizer) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, config: "Optimizer") -> torch.optim.Optimizer:
     """The optimiser of `config`; weight decay leaves out biases and normalisation, the parameters of one dimension."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [

@@ -1,11 +1,13 @@
 """Learning-rate schedules as a pure function of time, so that a resume needs no state of theirs."""
 
 from math import cos, pi
+from typing import TYPE_CHECKING
 
-from trl.config import Schedule
+if TYPE_CHECKING:
+    from trl.config import Schedule
 
 
-def rate_factor(schedule: Schedule, epoch: float, epochs: int) -> float:
+def rate_factor(schedule: "Schedule", epoch: float, epochs: int) -> float:
     """What the base learning rate is multiplied by at `epoch` (fractional, from 0) of `epochs`; in [0, 1].
 
     `triangle` rises linearly over `warmup_epochs` (40 % of the run if 0) and falls linearly to 0 (Wong et al. 2020).

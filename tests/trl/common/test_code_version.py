@@ -9,6 +9,7 @@ from trl.common.code_version import ROOT, source_digest, source_files, versions
 
 FILES = {
     "__init__": "",
+    "registry": "VALUE = 0\n",
     "leaf": "VALUE = 1\n",
     "late": "VALUE = 2\n",
     "typed": "class Kind: ...\n",
@@ -16,6 +17,9 @@ FILES = {
     "pair/__init__": "from . import one\n",
     "pair/one": "import trl.leaf\n",
     "pair/two": "from ..late import VALUE\n",
+    "pair/registry": "NAMES = {}\n",
+    "offers/__init__": "from trl.leaf import VALUE as value\nfrom trl.late import VALUE\n",
+    "takes": "from trl.offers import value\nfrom trl.pair.registry import NAMES\nfrom trl import registry\n",
     "user": """
 from typing import TYPE_CHECKING
 import math, torch
@@ -45,12 +49,17 @@ def names(root: Path, *modules: str) -> set[str]:
 
 
 def test_what_is_imported_whatever_the_form(root: Path) -> None:
-    assert names(root, "trl.leaf") == {"__init__", "leaf"}
-    assert names(root, "trl.pair.two") == {"__init__", "pair/__init__", "pair/one", "pair/two", "leaf", "late"}
-    assert names(root, "trl.user") == {"__init__", "user", "leaf", "late", "pair/__init__", "pair/one"}
-    assert names(root, "trl.leaf", "trl.alone") == {"__init__", "leaf", "alone"}
-    with pytest.raises(ModuleNotFoundError, match=r"no file of trl\.nothing"):
-        source_files("trl.nothing", root=root)
+    assert names(root, "trl.leaf") == {"leaf"}
+    assert names(root, "trl.pair.two") == {"pair/two", "late"}
+    assert names(root, "trl.user") == {"user", "leaf", "late", "pair/one"}
+    assert names(root, "trl.leaf", "trl.alone") == {"leaf", "alone"}
+    assert names(root, "trl.leaf.VALUE") == {"leaf"}
+    with pytest.raises(ModuleNotFoundError, match=r"no file of trl\.nothing\.at_all"):
+        source_files("trl.nothing.at_all", root=root)
+
+
+def test_what_a_package_offers_is_where_it_is_and_a_registry_is_nothing(root: Path) -> None:
+    assert names(root, "trl.takes") == {"takes", "leaf", "registry"}
 
 
 @pytest.mark.parametrize("changed", [name for name in FILES if name != "user"])
@@ -63,7 +72,7 @@ def test_a_change_is_noticed_by_what_imports_it(root: Path, changed: str) -> Non
 
 
 def test_of_the_package_itself(tmp_path: Path) -> None:
-    """An objective's code is its own, and what both use is both's."""
+    """An objective's code is its own, what both use is both's, and what neither imports is nobody's."""
     shutil.copytree(ROOT / "trl", tmp_path / "trl", ignore=shutil.ignore_patterns("__pycache__"))
     modules = ("trl.objectives.tla", "trl.objectives.natural", "trl.training.loop", "trl.evaluation.evaluate")
 
@@ -72,7 +81,11 @@ def test_of_the_package_itself(tmp_path: Path) -> None:
 
     before = digests()
     assert before == [source_digest(module) for module in modules]
-    for path, expected in (("objectives/tla.py", [1, 0, 0, 0]), ("attacks/pgd.py", [1, 1, 1, 1])):
+    for path, expected in (
+        ("objectives/tla.py", [1, 0, 0, 0]),
+        ("attacks/apgd.py", [0, 0, 0, 0]),
+        ("attacks/base.py", [1, 1, 1, 1]),
+    ):
         content = (tmp_path / "trl" / path).read_text()
         (tmp_path / "trl" / path).write_text(content + "\nCHANGED = True\n")
         assert [a != b for a, b in zip(before, digests(), strict=True)] == [bool(flag) for flag in expected]

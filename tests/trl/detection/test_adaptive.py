@@ -16,7 +16,7 @@ from trl.detection.figures import detection_auc
 from trl.detectors import DETECTORS, Calibration, Detector, build_detector
 from trl.detectors.gaussian import GaussianDetector
 from trl.detectors.observe import embed
-from trl.evaluation import perturb
+from trl.evaluation import attack_all
 from trl.models import Classifier, build_model
 from trl.threat import Linf
 
@@ -42,7 +42,7 @@ class Setting:
                 nn.functional.cross_entropy(logits, self.train.labels).backward()
                 optimizer.step()
         attack = build_attack("pgd", THREAT, steps=20)
-        self.static = {"pgd": perturb(self.model, self.test.images, self.test.labels, attack, THREAT)}
+        self.static = {"pgd": attack_all(self.model, self.test.images, self.test.labels, attack, THREAT)}
 
     def fit(self, name: str) -> tuple[Detector, Calibration]:
         detector = build_detector(name)

@@ -11,7 +11,7 @@ from tests.trl.evaluation.tiny import Net, Threshold, gradient_sign, images, noi
 from trl.attacks import build_attack, pgd
 from trl.attacks.ensemble import Ensemble
 from trl.common.errors import TrlError
-from trl.evaluation import epsilon_curve, evaluate, perturb
+from trl.evaluation import attack_all, epsilon_curve, evaluate
 from trl.threat import L2, Linf
 
 
@@ -148,11 +148,11 @@ def test_costs_count_images_through_the_model() -> None:
     assert all(cost.seconds >= 0 for cost in found.costs.values())
 
 
-def test_perturb_attacks_every_image_also_a_misclassified_one() -> None:
+def test_attack_all_attacks_every_image_also_a_misclassified_one() -> None:
     x, y = pixels(0.1, 0.45, 0.55, 0.9), torch.tensor([0, 0, 1, 0])
-    assert torch.equal(perturb(Threshold(), x, y, shift(0.1), Linf(0.1), batch_size=3), (x + 0.1).clamp(max=1))
+    assert torch.equal(attack_all(Threshold(), x, y, shift(0.1), Linf(0.1), batch_size=3), (x + 0.1).clamp(max=1))
     with pytest.raises(TrlError, match="leaves the linf ball"):
-        perturb(Threshold(), x, y, shift(0.2), Linf(0.1))
+        attack_all(Threshold(), x, y, shift(0.2), Linf(0.1))
 
 
 class Noisy(Net):

@@ -11,7 +11,8 @@ from tests.trl.masked import THREAT, Noisy, Quantised, Saturated, Wrapped, robus
 from trl.attacks import cw, fgsm, pgd
 from trl.attacks.square import square
 from trl.common.errors import TrlError
-from trl.evaluation.masking import Sign, check_budget, check_model, check_results
+from trl.evaluation.masking import check_budget, check_model, check_results
+from trl.evaluation.signs import Sign
 from trl.threat import L2, Linf, Threat
 
 

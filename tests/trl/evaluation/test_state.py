@@ -21,7 +21,7 @@ from trl.attacks.ensemble import Ensemble
 from trl.attacks.transfer import from_model
 from trl.common.errors import TrlError
 from trl.detectors import Detector, build_detector
-from trl.evaluation import Evaluation, evaluate, perturb
+from trl.evaluation import Evaluation, attack_all, evaluate
 from trl.evaluation.state import BOOKS, IMAGES, Description, fingerprint
 from trl.models import build_model
 from trl.threat import L2, Linf
@@ -413,12 +413,12 @@ def test_code_and_versions_belong_to_it(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_without_a_state_nothing_needs_a_key_and_perturb_is_alike(tmp_path: Path) -> None:
     x, y = images()
-    expected = perturb(Net(), x, y, noise(0.2), THREAT)
+    expected = attack_all(Net(), x, y, noise(0.2), THREAT)
     with pytest.raises(TrlError, match="the model has no key"):
-        perturb(Net(), x, y, noise(0.2), THREAT, state=tmp_path)
+        attack_all(Net(), x, y, noise(0.2), THREAT, state=tmp_path)
     assert list(tmp_path.iterdir()) == []
     for _ in range(2):
-        assert torch.equal(perturb(Net(), x, y, noise(0.2), THREAT, state=tmp_path, key="1"), expected)
+        assert torch.equal(attack_all(Net(), x, y, noise(0.2), THREAT, state=tmp_path, key="1"), expected)
 
 
 def test_what_is_returned_is_the_callers(tmp_path: Path) -> None:

@@ -1,0 +1,14 @@
+"""The data sets that can be named: a new one is a file and a line here."""
+
+from trl.registry import Registry
+
+DATASETS = Registry(
+    "data set",
+    {
+        "digits": "trl.data.digits:digits",
+        "mnist": "trl.data.mnist:mnist",
+        "fashion_mnist": "trl.data.mnist:fashion_mnist",
+        "cifar10": "trl.data.cifar10:cifar10",
+        "tiny_imagenet": "trl.data.tiny_imagenet:tiny_imagenet",
+    },
+)

@@ -1,0 +1,16 @@
+"""The architectures that can be named: a new one is a file and a line here."""
+
+from trl.registry import Registry
+
+MODELS = Registry(
+    "model",
+    {
+        "mlp": "trl.models.mlp:mlp",
+        "mnist_cnn": "trl.models.mnist_cnn:mnist_cnn",
+        "strided_cnn": "trl.models.strided_cnn:strided_cnn",
+        "resnet18": "trl.models.resnet:resnet18",
+        "preact_resnet18": "trl.models.preact_resnet:preact_resnet18",
+        "preact_resnet50": "trl.models.preact_resnet:preact_resnet50",
+        "wrn_*": "trl.models.wide_resnet:wide_resnet",
+    },
+)

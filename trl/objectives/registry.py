@@ -1,0 +1,13 @@
+"""The objectives that can be named: a new one is a file and a line here."""
+
+from trl.registry import Registry
+
+OBJECTIVES = Registry(
+    "objective",
+    {
+        "natural": "trl.objectives.natural:Natural",
+        "at": "trl.objectives.at:AdversarialTraining",
+        "alp": "trl.objectives.alp:LogitPairing",
+        "tla": "trl.objectives.tla:TripletAdversarial",
+    },
+)
