@@ -24,6 +24,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             for module, mode in modes:  # a module before its parts, which may differ from it
                 if module is model or _trains(module) != mode:
                     module.train(mode)
+                if _trains(module) != mode:  # its own train() does something else
+                    module.training = mode
 
 
 @contextmanager
@@ -56,15 +58,17 @@ def to_eval(model: nn.Module) -> None:
 def kept_in_training(model: nn.Module) -> list[str]:
     """Paths of the modules in training mode inside a module in eval mode, where it makes a difference.
 
-    Of modules that are not PyTorch's own, it is taken to make one.
+    Of modules that are not PyTorch's own, it is taken to make one. Not those that the model's own eval() leaves so.
     """
-    return [
-        f"{name}.{child}".lstrip(".")
+    kept = {
+        f"{name}.{child}".lstrip("."): part
         for name, module in model.named_modules()
         if not _trains(module)
         for child, part in module.named_children()
         if _trains(part) and any(map(_minds, part.modules()))
-    ]
+    }
+    with evaluating(model):
+        return [path for path, part in kept.items() if not _trains(part)]
 
 
 def _trains(module: nn.Module) -> bool:

@@ -69,3 +69,42 @@ def test_a_new_layer_without_modes_is_not() -> None:
     model = plain()
     model[4] = nn.Linear(256, 5)
     assert kept_in_training(model) == []
+
+
+class Refusing(nn.Module):
+    """Its train() leaves it, and its part, in eval mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = nn.Dropout()
+
+    def train(self, mode: bool = True) -> "Refusing":
+        return super().train(False)
+
+
+def test_modes_are_restored_that_train_does_not_set() -> None:
+    model = Refusing()
+    assert flags(model) == [True, True]  # as it was made
+    with evaluating(model):
+        assert not any(flags(model))
+    assert flags(model) == [True, True]
+
+
+class Sampling(nn.Module):
+    """Monte Carlo dropout: on purpose, its eval() leaves dropout on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = nn.Dropout()
+
+    def train(self, mode: bool = True) -> "Sampling":
+        super().train(mode)
+        self.drop.train()
+        return self
+
+
+def test_what_the_models_own_eval_leaves_on_is_no_sign() -> None:
+    model = Sampling().eval()
+    assert flags(model) == [False, True]
+    assert kept_in_training(model) == []
+    assert flags(model) == [False, True]
