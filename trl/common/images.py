@@ -1,5 +1,6 @@
 """Images and labels as a caller gives them: checked in one place, with the mend in the message."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -74,6 +75,8 @@ def check_images_and_labels(x: object, y: object) -> None:
 
 def range_hint(low: float, high: float) -> str:
     """What to do about images whose values reach from `low` to `high`, and not from 0 to 1."""
+    if math.isnan(low):
+        return "give images without NaN"
     if low >= 0 and 2 < high <= 255:
         return "give images in [0, 1], such as x / 255, and keep normalisation inside the model"
     return "give images in [0, 1], as they are before normalisation, and keep normalisation inside the model"

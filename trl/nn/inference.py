@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from trl.common.errors import TrlError, in_one_line
 from trl.common.images import as_input
-from trl.nn.logits import answer
+from trl.nn.logits import WRITES, answer
 from trl.nn.modes import evaluating
 
 
@@ -22,14 +22,19 @@ def device_of(model: nn.Module) -> torch.device:
 def try_out(model: nn.Module, x: Tensor) -> Tensor:
     """The model's logits [1,k] of the first of images x, in eval mode, before any work is spent on it.
 
-    TrlError, with what the model raised as its cause, unless it answers a batch of one image and a batch of two.
+    TrlError, with what the model raised as its cause, unless it answers a batch of one image and a batch of two, and
+    leaves them as they are; or if there is no image.
     """
+    if len(x) == 0:
+        raise TrlError("there are no images: give at least one")
     device, logits = device_of(model), torch.empty(0)
     for n in (2, 1)[len(x) < 2 :]:
         images = as_input(x[:n], device)
         try:
             with evaluating(model), torch.no_grad(), full_precision(device), kept_generators(device):
                 logits = answer(model, images)
+            if not torch.equal(images, as_input(x[:n], device)):  # through x.data or NumPy, which autograd cannot see
+                raise TrlError(WRITES)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever a model raises

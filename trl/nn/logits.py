@@ -5,6 +5,11 @@ from torch import Tensor, nn
 
 from trl.common.errors import TrlError
 
+WRITES = (
+    "the model writes into its input, in place, so that an attack would lose its images; "
+    "let it work on a copy, such as x = x - mean instead of x.sub_(mean)"
+)
+
 
 def logits_of(model: nn.Module, x: Tensor, classes: int) -> Tensor:
     """The model's logits [n,k] in at least float32; TrlError if they are no logits for that many `classes`."""
@@ -29,10 +34,7 @@ def answer(model: nn.Module, x: Tensor) -> Tensor:
     if logits.shape[1] == 1:
         raise TrlError("the model returns a single logit z; for two classes, let it return torch.cat([-z, z], 1)")
     if version is not None and x._version != version:
-        raise TrlError(
-            "the model writes into its input, in place, so that an attack would lose its images; "
-            "let it work on a copy, such as x = x - mean instead of x.sub_(mean)"
-        )
+        raise TrlError(WRITES)
     return logits
 
 
