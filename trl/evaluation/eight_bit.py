@@ -15,14 +15,18 @@ def is_eight_bit(x: Tensor) -> bool:
     return bool(((scaled - scaled.round()).abs() <= ROUNDING).all())
 
 
+def check_eight_bit(x: Tensor) -> None:
+    """TrlError unless images in [0, 1] are of 8 bits."""
+    if not is_eight_bit(x):
+        raise TrlError("the images are not of 8 bits, k/255 in every value: give uint8, or do without eight_bit")
+
+
 def to_eight_bit(x_adv: Tensor, x: Tensor, threat: Threat) -> Tensor:
     """Adversarial images [n,…] of the threat's ball around x, rounded to 256 levels and still in it; float like x_adv.
 
-    To the nearest level, or, for an image that this would carry out of the ball, towards x in every value. TrlError
-    if x itself is not of 8 bits.
+    To the nearest level, or, for an image that this would carry out of the ball, towards x in every value. x itself is
+    of 8 bits.
     """
-    if not is_eight_bit(x):
-        raise TrlError("the images are not of 8 bits, k/255 in every value: give uint8, or do without eight_bit")
     levels, natural = x_adv.double() * LEVELS, (x.double() * LEVELS).round()
     nearest = (levels.round() / LEVELS).to(x_adv.dtype)
     inwards = ((natural + (levels - natural).trunc()) / LEVELS).to(x_adv.dtype)

@@ -16,7 +16,7 @@ from trl.common.images import TOLERANCE, as_input, check_images_and_labels
 from trl.common.progress import Progress, batches, say
 from trl.common.seeds import derive_seed
 from trl.evaluation.cost import Cost, counting
-from trl.evaluation.eight_bit import LEVELS, is_eight_bit, to_eight_bit
+from trl.evaluation.eight_bit import LEVELS, check_eight_bit, is_eight_bit, to_eight_bit
 from trl.evaluation.signs import Sign
 from trl.evaluation.state import State, fingerprint
 from trl.nn.inference import device_of, full_precision, kept_generators, try_out
@@ -124,6 +124,8 @@ class Run:
             with self._once(rows.stop - rows.start) as due:
                 if due:
                     natural, labels = self._batch(rows)
+                    if self.eight_bit:
+                        check_eight_bit(natural)
                     correct[rows] = self._judge(natural, labels, "natural images").cpu()
                     self.state.adversarials[rows] = natural.cpu()
                 self.figures = {"clean": f"{correct[: rows.stop].float().mean():.2%}"}

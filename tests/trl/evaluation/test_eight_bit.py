@@ -55,9 +55,13 @@ def test_only_what_survives_rounding_counts() -> None:
 
 
 def test_images_of_more_than_8_bits_are_refused() -> None:
-    x, y = torch.full((2, 1, 1, 1), 0.3001), torch.tensor([0, 0])
+    x, y = torch.tensor([100 / 255, 100 / 255, 0.3001]).view(3, 1, 1, 1), torch.tensor([0, 0, 0])
+
+    def never(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        raise AssertionError  # no attack is spent on them
+
     with pytest.raises(TrlError, match="not of 8 bits"):
-        evaluate(Edge(), x, y, {"stay": lambda model, x, y: x}, Linf(0.1), checks=False, eight_bit=True)
+        evaluate(Edge(), x, y, {"never": never}, Linf(0.1), batch_size=1, checks=False, eight_bit=True)
 
 
 @pytest.mark.parametrize(("amount", "names_rounding"), [(0.5 / 255, True), (3 / 255, False)])
