@@ -180,7 +180,7 @@ def _from_python(source: str) -> nn.Module:
         model = found if isinstance(found, nn.Module) else found()
     except TrlError:
         raise
-    except Exception as error:  # whatever the user's code raises: where it did is what helps
+    except (Exception, SystemExit) as error:  # whatever the user's code raises: where it did is what helps
         where = origin(error)
         ours = where.startswith((__file__, "<frozen importlib._bootstrap>"))
         raise TrlError(f"{source}: {in_one_line(error)}{'' if ours else f' ({where})'}") from None

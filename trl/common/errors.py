@@ -7,7 +7,7 @@ class TrlError(Exception):
     """A problem the user can mend: its message says, in one line, what is wrong and what to do about it."""
 
 
-def in_one_line(error: Exception) -> str:
+def in_one_line(error: BaseException) -> str:
     """An exception for such a message, with the name of its kind unless it is ours."""
     text = " ".join(str(error).split())
     return text if isinstance(error, TrlError) else f"{type(error).__name__}: {text}".removesuffix(": ")

@@ -111,6 +111,7 @@ class Evil:
         ("collections:make", None, "collections:make: AttributeError"),
         ("collections:OrderedDict", None, "gives a OrderedDict, not a torch.nn.Module"),
         ("user_broken:make", None, r"user_broken:make: ValueError: no luck .*user_broken.py:2"),
+        ("user_script:make", None, r"user_script:make: SystemExit: give DATA .*user_script.py:2"),
     ],
 )
 def test_what_is_no_model_is_one_line(
@@ -126,6 +127,7 @@ def test_what_is_no_model_is_one_line(
     for name in ("text.pth", "text.safetensors"):
         Path(name).write_text("hello")
     Path("user_broken.py").write_text("def make():\n    raise ValueError('no\\nluck')\n")
+    Path("user_script.py").write_text("import sys\nsys.exit('give DATA')\n")
     Path("empty_folder").mkdir()
     with pytest.raises(TrlError, match=message) as error:
         open_model(source, architecture, SHAPE)
