@@ -85,7 +85,8 @@ def fit(
             raise TrlError(f"{path}: does not fit {model}: expected {wanted} {there}, found {given} {here}")
         tensor, kind = weights[given], expected[wanted].dtype
         dense = tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_meta
-        if not dense or tensor.is_floating_point() != kind.is_floating_point:
+        counts = wanted.endswith(COUNTERS)  # they may have been converted with the weights
+        if not dense or (tensor.is_floating_point() != kind.is_floating_point and not counts):
             raise TrlError(f"{path}: {given!r} is {_type(tensor)}; save dense {str(kind).removeprefix('torch.')}")
         chosen[wanted] = tensor.to(kind)
         if not chosen[wanted].isfinite().all():

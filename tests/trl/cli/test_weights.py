@@ -118,6 +118,12 @@ def test_batches_that_were_not_counted(tmp_path: Path) -> None:
         assert_same(opened(content, tmp_path / "w.pth", "mnist_cnn")[0], expected)
 
 
+def test_counters_that_were_converted_with_the_weights(tmp_path: Path) -> None:
+    expected = build_model("mnist_cnn", 10, SHAPE).eval()
+    model, _ = opened({k: v.double() for k, v in expected.state_dict().items()}, tmp_path / "w.pth", "mnist_cnn")
+    assert_same(model, expected)
+
+
 def enumerate_names(weights: State) -> list[tuple[str, Tensor]]:
     return [(f"layer{i}", tensor) for i, tensor in enumerate(weights.values())]
 
