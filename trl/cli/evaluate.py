@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -268,10 +269,12 @@ def _sha256(state: "dict[str, Any]") -> str:
     for path, leaf in tree_flatten_with_path(state)[0]:
         name = ".".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path)
         if isinstance(leaf, torch.Tensor):
-            plain = leaf.dequantize() if leaf.is_quantized else leaf
+            plain = (
+                leaf.dequantize() if leaf.is_quantized else leaf.to_dense() if leaf.layout != torch.strided else leaf
+            )
             tensors[name] = plain.detach().cpu().contiguous().clone()
         else:
-            others.append(f"{name} {leaf!r}")
+            others.append(re.sub(" at 0x[0-9a-f]+", "", f"{name} {leaf!r}"))
     found = hashlib.sha256(save(tensors))
     if others:
         found.update("\n".join(others).encode())

@@ -17,7 +17,7 @@ import trl.attacks
 import trl.evaluation
 from trl.attacks import build_attack
 from trl.attacks.ensemble import Ensemble
-from trl.cli.evaluate import main
+from trl.cli.evaluate import _sha256, main
 from trl.data import load_dataset
 from trl.evaluation import evaluate
 from trl.models import Classifier, build_model, load_model, save_model
@@ -138,6 +138,28 @@ def test_another_process_says_the_same(folder: Path, capsys: pytest.CaptureFixtu
     mine = json.loads(capsys.readouterr().out)
     assert other["model"]["sha256"] == mine["model"]["sha256"]
     assert all(other[key] == mine[key] for key in ("clean", "robust", "data", "attacks"))
+
+
+class Odd(nn.Linear):
+    """Its state holds an object without a value, and a sparse tensor."""
+
+    def __init__(self) -> None:
+        super().__init__(2, 2)
+        nn.init.ones_(self.weight)
+        nn.init.ones_(self.bias)
+        self.register_buffer("graph", torch.eye(2).to_sparse())
+        self.owner = object()
+
+    def get_extra_state(self) -> object:
+        return self.owner
+
+
+def test_the_hash_of_a_model_is_of_its_values() -> None:
+    one, other = Odd(), Odd()
+    found = _sha256(one.state_dict())
+    assert _sha256(other.state_dict()) == found
+    other.graph = 2 * other.graph
+    assert _sha256(other.state_dict()) != found
 
 
 def test_help_does_not_load_pytorch() -> None:
