@@ -39,10 +39,10 @@ def check_accuracy(correct: Tensor, classes: int) -> list[Sign]:
     return [
         Sign(
             "chance",
-            f"the model classifies {accuracy:.1%} of {n} images correctly, as guessing among {classes} classes does "
-            f"({chance:.1%}), so that its robust accuracy means nothing. Look whether its weights were loaded, whether "
-            "labels are numbered as in training, and whether it expects images that are normalised outside: it is "
-            "given values in [0, 1].",
+            f"the model classifies {accuracy:.1%} of {n} images correctly, no more than guessing among {classes} "
+            f"classes may ({chance:.1%} on average), so that its robust accuracy means nothing. Look whether its "
+            "weights were loaded, whether labels are numbered as in training, and whether it expects images that are "
+            "normalised outside: it is given values in [0, 1].",
         )
     ]
 

@@ -78,6 +78,13 @@ def test_clean_accuracy_of_a_guess(right: int, n: int, classes: int, seen: int) 
     assert len(check_accuracy(torch.arange(n) < right, classes)) == seen
 
 
+def test_a_model_that_is_worse_than_guessing_is_not_said_to_guess() -> None:
+    (sign,) = check_accuracy(torch.zeros(1000, dtype=torch.bool), 10)
+    assert (
+        "0.0% of 1000 images correctly, no more than guessing among 10 classes may (10.0% on average)" in sign.message
+    )
+
+
 def test_evaluate_says_it_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     x, y = data()
     found = evaluate(plain(), x, (y + 1) % 3, {"pgd": build_attack("pgd", Linf(2), steps=1)}, Linf(2))
