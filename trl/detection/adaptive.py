@@ -104,6 +104,8 @@ def attack_guarded(
     (`evade`): with all others, that is what an adaptive AUC is measured on. Other arguments and errors are those of
     `evaluate`.
     """
+    if not adaptive:
+        raise TrlError("there are no attacks that know the detector: give at least one")
     for name in static:
         if name in ("clean", *(f"{name} {strategy}" for name in adaptive for strategy in STRATEGIES)):
             raise TrlError(f"a static attack is called {name!r}, as other results are: choose another name")

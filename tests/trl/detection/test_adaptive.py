@@ -310,3 +310,10 @@ def test_evading_stays_in_the_threat(setting: Setting) -> None:
     evade(model, detector, torch.zeros(3), setting.test.images, setting.test.labels, make, THREAT)
     assert len(seen) == 2  # a strategy each
     assert max(float(change.abs().max()) for change in seen) <= 0.14 + 1e-6
+
+
+def test_without_attacks_on_the_detector_nothing_is_found(setting: Setting) -> None:
+    detector, calibration = setting.fit("max_logit")
+    images = setting.test.images, setting.test.labels
+    with pytest.raises(TrlError, match="no attacks that know the detector"):
+        attack_guarded(setting.model, detector, calibration, *images, setting.static, {}, THREAT)
