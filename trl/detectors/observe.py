@@ -90,7 +90,9 @@ def _watch(model: nn.Module, reads: Reads, trace: "_Trace") -> Iterator[Removabl
 
 def _nothing_to_read(model: nn.Module, reads: Reads) -> TrlError:
     what = f"layer {reads.path!r} that gives" if isinstance(reads, Layer) else "linear layer that takes"
-    mend = "name a layer that does, by the detector's option `layer`"
+    # a detector that reads all layers has no such option
+    single = "take a detector that reads a single one, by its option `layer`"
+    mend = single if reads == "layers" else "name a layer that does, by the detector's option `layer`"
     if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
         mend = "give the module that torch.jit made it of, whose layers can be seen"
     return TrlError(

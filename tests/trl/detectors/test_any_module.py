@@ -224,8 +224,10 @@ def refused(model: nn.Module, reads: Reads, message: str) -> None:
 
 def test_what_cannot_be_read() -> None:
     squeezed = convolutions(nn.Conv2d(6, 4, 2), nn.Flatten())
-    for reads in ("features", "layers"):
-        refused(squeezed, reads, "Sequential runs no linear layer .*name a layer that does, by .*`layer`")
+    refused(squeezed, "features", "Sequential runs no linear layer .*name a layer that does, by .*`layer`")
+    refused(
+        squeezed, "layers", "Sequential runs no linear layer .*take a detector that reads a single one, by .*`layer`"
+    )
     assert torch.equal(observe(squeezed, torch.ones(2, 3, 16, 16), Layer("4"))[1].isfinite(), torch.ones(2, 6) == 1)
     net, _ = made("resnet")
     refused(net, Layer("layr4"), r"ResNet has no layer 'layr4'; it has layer4, layer")
