@@ -1,6 +1,5 @@
 """In which precision attacks search, and that decisions are not made in it."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from trl.models import build_model
 from trl.nn.precision import searches_in_half
 from trl.threat import Linf
 
-evaluation = sys.modules["trl.evaluation.evaluate"]  # the function hides it
 THREAT = Linf(0.1)
 
 
@@ -51,7 +49,7 @@ def watched(fails_in_half: Callable[[int], bool] = lambda call: False) -> Watche
 
 @pytest.fixture(autouse=True)
 def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation, "has_fast_bf16", lambda device: True)
+    monkeypatch.setattr("trl.evaluation.run.has_fast_bf16", lambda device: True)
 
 
 def used(model: Watched, data: tuple[Tensor, Tensor], attack: Attack, precision: str, **options: int) -> str:
@@ -88,7 +86,7 @@ def test_attacks_that_did_not_declare_it_search_in_fp32(data: tuple[Tensor, Tens
 
 
 def test_where_it_was_not_faster_it_is_not_used(data: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation, "has_fast_bf16", lambda device: False)
+    monkeypatch.setattr("trl.evaluation.run.has_fast_bf16", lambda device: False)
     model = watched()
     assert used(model, data, build_attack("pgd", THREAT, steps=2), "bf16") == "fp32"
     assert set(model.seen) == {torch.float32}
