@@ -8,13 +8,13 @@ TINY: dict[str, Any] = {  # what it changes of another recipe
         "epochs": 2,
         "batch_size": 50,
         "optimizer": {"name": "adam", "lr": 0.01},
-        "attack": {"attack": "pgd", "steps": 2},
-        "validation": {"attack": {"attack": "pgd", "steps": 2}},
+        "attack": {"name": "pgd", "steps": 2},
+        "validation": {"attack": {"name": "pgd", "steps": 2}},
     },
     "attack": {
         "samples": 100,
         "attacks": {"fgsm": {}, "pgd": {"steps": 3}},
-        "curve": {"attack": {"attack": "fgsm"}, "epsilons": [0, 0.1, 0.2]},
+        "curve": {"attack": {"name": "fgsm"}, "epsilons": [0, 0.1, 0.2]},
     },
     "detect": {
         "detectors": {"gaussian": {}, "energy": {}},

@@ -1,84 +1,15 @@
 """params.yaml as typed, validated objects: one class per section. Nothing else in the project holds a knob."""
 
-import importlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    model_validator,
-)
+from pydantic import Field, ValidationError, ValidationInfo, model_validator
 
 from trl.common.errors import TrlError
 from trl.common.numbers import Count, Fraction, NonNegative, Positive, Real
-from trl.registry import Registry, explain, refuse
-
-AS_WRITTEN = {"as written": True}  # the context in which names and options of implementations are not checked
-
-
-class Section(BaseModel):
-    """A section of params.yaml: immutable, and a key it does not know is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, revalidate_instances="always")
-
-
-class Spec(Section):
-    """A registered implementation by name, with all of its options (defaults filled in), or with those written."""
-
-    name: str
-    options: dict[str, Any]
-
-
-def _registry(entry: str) -> Registry:
-    """`package:NAME`, imported only when names are checked: with the implementations comes PyTorch."""
-    package, name = entry.split(":")
-    registry: Registry = getattr(importlib.import_module(package), name)
-    return registry
-
-
-def _selects(entry: str, key: str) -> Any:
-    """A field holding `{<key>: name, option: value, …}`, checked against a registry and turned into a `Spec`."""
-
-    def check(value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, Spec):
-            name, written = value.name, value.options
-        elif isinstance(value, Mapping) and isinstance(value.get(key), str):
-            name, written = value[key], {k: v for k, v in value.items() if k != key}
-        else:
-            raise refuse(f"needs `{key}:`, one of {', '.join(_registry(entry).names())}")
-        if info.context is AS_WRITTEN:
-            return Spec(name=name, options=written)
-        try:
-            options = _registry(entry).options(name)
-        except TrlError as error:
-            raise refuse(str(error)) from None
-        try:
-            checked = options.model_validate(written)
-        except ValidationError as error:
-            where, _, why = explain(error, options).partition(": ")
-            raise refuse(why, (where,)) from None
-        return Spec(name=name, options=checked.model_dump())
-
-    return Annotated[Spec, BeforeValidator(check)]
-
-
-def _named(key: str) -> BeforeValidator:
-    """In a mapping of specs, an entry without `<key>:` means the implementation of the entry's own name."""
-
-    def fill(value: Any) -> Any:
-        if not isinstance(value, Mapping):
-            return value
-        return {n: {key: n, **(s or {})} if isinstance(s, Mapping | None) else s for n, s in value.items()}
-
-    return BeforeValidator(fill)
-
+from trl.registry import explain, refuse
+from trl.spec import AS_WRITTEN, NAMED_BY_KEY, Section, Spec, check_spec, spec_of
 
 if TYPE_CHECKING:
     AttackSpec = Spec
@@ -86,11 +17,11 @@ if TYPE_CHECKING:
     ModelSpec = Spec
     ObjectiveSpec = Spec
 else:
-    AttackSpec = _selects("trl.attacks:ATTACKS", "attack")
-    DetectorSpec = _selects("trl.detectors:DETECTORS", "name")
-    ModelSpec = _selects("trl.models:MODELS", "name")
-    ObjectiveSpec = _selects("trl.objectives:OBJECTIVES", "objective")
-Attacks = Annotated[dict[str, AttackSpec], _named("attack"), Field(min_length=1)]
+    AttackSpec = spec_of("trl.attacks:ATTACKS", former="attack")
+    DetectorSpec = spec_of("trl.detectors:DETECTORS")
+    ModelSpec = spec_of("trl.models:MODELS")
+    ObjectiveSpec = spec_of("trl.objectives:OBJECTIVES", former="objective")
+Attacks = Annotated[dict[str, AttackSpec], NAMED_BY_KEY, Field(min_length=1)]
 
 
 class Threat(Section):
@@ -160,8 +91,7 @@ class Data(Section):
 
     @model_validator(mode="after")
     def _known(self, info: ValidationInfo) -> "Data":
-        if info.context is not AS_WRITTEN and self.name not in (known := _registry("trl.data:DATASETS").names()):
-            raise refuse(f"unknown data set {self.name!r}; known: {', '.join(known)}")
+        check_spec("trl.data:DATASETS", self.name, {}, info)
         return self
 
 
@@ -208,7 +138,7 @@ class Detection(Section):
     threat.
     """
 
-    detectors: Annotated[dict[str, DetectorSpec], _named("name"), Field(min_length=1)]
+    detectors: Annotated[dict[str, DetectorSpec], NAMED_BY_KEY, Field(min_length=1)]
     detector: str
     false_alarms: Annotated[Real, Field(gt=0, lt=1)] = 0.01
     epsilon: NonNegative | None = None
@@ -239,7 +169,7 @@ class Recipe(Section):
     model: ModelSpec
     threat: Threat
     train: Train
-    methods: Annotated[dict[str, ObjectiveSpec], _named("objective"), Field(min_length=1)]
+    methods: Annotated[dict[str, ObjectiveSpec], NAMED_BY_KEY, Field(min_length=1)]
     attack: Evaluation
     detect: Detection
 

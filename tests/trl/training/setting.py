@@ -39,7 +39,7 @@ def config(**changes: object) -> Train:
         "epochs": 3,
         "batch_size": 8,
         "optimizer": {"lr": 0.01},
-        "attack": {"attack": "pgd", "steps": 2},
-        "validation": {"attack": {"attack": "pgd", "steps": 2}},
+        "attack": {"name": "pgd", "steps": 2},
+        "validation": {"attack": {"name": "pgd", "steps": 2}},
     }
     return Train.model_validate(values | changes)

@@ -130,7 +130,7 @@ def test_training_learns(name: str) -> None:
 
 
 def test_the_best_validated_epoch_is_kept() -> None:
-    outcome, rows = fit("at", epochs=6, optimizer={"lr": 0.3}, validation={"every": 2, "attack": {"attack": "fgsm"}})
+    outcome, rows = fit("at", epochs=6, optimizer={"lr": 0.3}, validation={"every": 2, "attack": {"name": "fgsm"}})
     validated = [row for row in rows if row["val_robust"] is not None]
     assert [row["epoch"] for row in validated] == [2, 4, 6]
     assert outcome.best["val_robust"] == max(row["val_robust"] for row in validated)
