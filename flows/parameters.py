@@ -4,11 +4,12 @@ import io
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from dvc.exceptions import InvalidArgumentError
-from dvc.utils.collections import apply_diff
 from dvc.utils.hydra import apply_overrides
 from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
 
 from trl.common.errors import TrlError
 from trl.config import Params, load_params
@@ -33,22 +34,52 @@ def override(overrides: list[str]) -> Params:
 
 
 def overridden(text: str, overrides: list[str]) -> str:
-    """The YAML `text` with Hydra overrides (`key=value`, `+new=value`, `~gone`) applied; all other lines stay."""
+    """The YAML `text` with Hydra overrides (`key=value`, `+new=value`, `~gone`) applied; all other lines stay.
+
+    Only the keys that are named change: a value that others share by an anchor or a merge key (`<<`) is written out
+    where it changes, and the others keep the anchor with the value that it had.
+    """
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder, PARAMS.name)
-        copy.write_text(text, encoding="utf-8")
+        plain: Any = YAML(typ="safe")
+        plain.sort_base_mapping_type_on_output = False
+        plain.representer.ignore_aliases = lambda _: True  # DVC would change an anchor for all who share it
+        plain.dump(plain.load(text), copy)
         try:
             apply_overrides(copy, overrides)
         except InvalidArgumentError as error:
             why, _, _ = str(error.__cause__ or error).partition("\nSee ")  # then only an address follows
             raise TrlError(f"override of params.yaml: {' '.join(why.split())}") from None
-        wanted = YAML(typ="safe").load(copy)
+        wanted = plain.load(copy)
     # DVC rewrites the whole file in its own style; carrying over only what differs keeps comments and layout.
     yaml = YAML()
     yaml.width = sys.maxsize
     yaml.preserve_quotes = True
+    yaml.default_flow_style = None  # of what is new: the innermost lists and mappings on one line
     kept = yaml.load(text)
-    apply_diff(wanted, kept)
+    _carry_over(wanted, kept)
     stream = io.StringIO()
     yaml.dump(kept, stream)
     return stream.getvalue()
+
+
+def _carry_over(wanted: dict[str, Any], kept: CommentedMap) -> None:
+    """Give `kept`, which nobody shares, the content of `wanted`."""
+    for key in set(kept) - set(wanted):
+        del kept[key]
+    own = dict(kept.non_merged_items())
+    for key, value in wanted.items():
+        if key in kept and kept[key] == value:
+            continue
+        if isinstance(value, dict) and _may_change(own.get(key), value):
+            _carry_over(value, own[key])
+        else:
+            kept[key] = value
+
+
+def _may_change(kept: Any, wanted: dict[str, Any]) -> bool:
+    """Whether a mapping can be changed in place: it has no anchor, and what is to go is not merged in."""
+    if not isinstance(kept, CommentedMap) or kept.yaml_anchor():
+        return False
+    own = {key for key, _ in kept.non_merged_items()}
+    return own >= set(kept) - set(wanted)

@@ -1,14 +1,21 @@
+import functools
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from flows.parameters import overridden, override
 from trl.common.errors import TrlError
 
 WHOLE = (Path(__file__).parents[2] / "params.yaml").read_text()
-# Its first two recipes, digits and mnist: reading and writing all of them takes a second.
-TEXT = "".join(re.split(r"(?m)^(?=  \w+:$)", WHOLE)[:3])
+# Four of its recipes, which share values: reading and writing all of them takes a second.
+HEAD, *RECIPES = re.split(r"(?m)^(?=  \w+:$)", WHOLE)
+TEXT = HEAD + "".join(
+    r for r in RECIPES if r.split(":")[0].strip() in ("digits", "mnist", "mnist_cpu", "tiny_imagenet")
+)
 
 
 def changed_lines(overrides: list[str]) -> list[str]:
@@ -40,7 +47,7 @@ def test_an_override_changes_its_own_line_only(key: str, line: str) -> None:
 
 def test_all_recipes_stay_as_they_are() -> None:
     """So that what the other tests leave out is kept, too."""
-    assert len(TEXT) < len(WHOLE) / 2
+    assert len(TEXT) < len(WHOLE) * 3 / 4
     assert overridden(WHOLE, ["seeds=[0, 1]"]) == WHOLE.replace("\nseeds: [0]", "\nseeds: [0, 1]")
 
 
@@ -52,6 +59,54 @@ def test_the_comment_of_a_changed_line_stays() -> None:
 
 def test_values_that_hold_already_change_nothing() -> None:
     assert overridden(TEXT, ["recipe=digits", "seeds=[0]"]) == TEXT
+
+
+@pytest.mark.parametrize(
+    ("override", "path", "value"),
+    [
+        ("recipes.digits.methods.tla_rn.margin=0.1", "digits.methods.tla_rn.margin", 0.1),  # it comes by `<<`
+        (
+            "recipes.tiny_imagenet.methods.tla.margin=0.1",
+            "tiny_imagenet.methods.tla.margin",
+            0.1,
+        ),  # others take it by `<<`
+        ("recipes.tiny_imagenet.methods.alp.weight=1", "tiny_imagenet.methods.alp.weight", 1),  # in what comes by `<<`
+        ("+recipes.tiny_imagenet.methods.tla.negative=queue", "tiny_imagenet.methods.tla.negative", "queue"),
+        ("~recipes.tiny_imagenet.methods.tla_rn.pool", "tiny_imagenet.methods.tla_rn.pool", None),
+        ("~recipes.tiny_imagenet.methods.at", "tiny_imagenet.methods.at", None),
+        ("~recipes.mnist_cpu.methods.at", "mnist_cpu.methods.at", None),  # the whole mapping is an alias
+        ("~recipes.digits.methods", "digits.methods", None),  # the whole mapping has the anchor
+        ("recipes.mnist_cpu.data.validation=6000", "mnist_cpu.data.validation", 6000),
+        ("recipes.mnist_cpu.attack.curve.epsilons=[0, 0.3]", "mnist_cpu.attack.curve.epsilons", [0, 0.3]),
+        ("~recipes.digits", "digits", None),
+    ],
+)
+def test_only_the_named_recipe_changes_where_values_are_shared(override: str, path: str, value: Any) -> None:
+    text = overridden(TEXT, [override])
+    expected = json.loads(json.dumps(yaml.safe_load(TEXT)))  # in which nothing is shared
+    *parents, last = path.split(".")
+    section = functools.reduce(dict.__getitem__, parents, expected["recipes"])
+    if value is None:
+        del section[last]
+    else:
+        section[last] = value
+    assert yaml.safe_load(text) == expected
+
+
+def test_attacks_keep_their_order_where_they_are_written_out() -> None:
+    """Of two attacks that find the worst image, the first is named."""
+    text = "recipes: {a: {attacks: &all {square: {}, pgd: {}, fgsm: {}, bim: {}}}, b: {attacks: *all}}\n"
+    now = yaml.safe_load(overridden(text, ["+recipes.b.attacks.pgd.steps=3"]))
+    assert list(now["recipes"]["b"]["attacks"]) == ["square", "pgd", "fgsm", "bim"]
+
+
+@pytest.mark.parametrize("shared", ["[1, 2]", "8/255", "0.5", "[{x: 1}, {x: 2}]"])
+def test_a_shared_value_of_any_kind_changes_for_one_only(shared: str) -> None:
+    text = f"one: {{value: &it {shared}}}\ntwo: {{value: *it}}\nthree: [*it]\n"
+    before = yaml.safe_load(shared)
+    for key in ("one", "two"):
+        now = yaml.safe_load(overridden(text, [f"{key}.value=[3]"]))
+        assert now == {"one": {"value": before}, "two": {"value": before}, "three": [before]} | {key: {"value": [3]}}
 
 
 def test_keys_can_be_added_and_removed(params: Path) -> None:
