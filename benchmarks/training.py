@@ -363,7 +363,8 @@ def peak(dtype: torch.dtype, size: int, device: str) -> float:
 
 def compare_accuracy(sizes: Sizes, recipe: Recipe, device: str, seed: int) -> dict[str, Any]:
     """Clean and robust accuracy and seconds of training by trainer (None: not installed), a value for each seed."""
-    splits = split(load_dataset(recipe.data.name), recipe.data.validation, recipe.data.split_seed)
+    data = recipe.data
+    splits = split(load_dataset(data.name, **data.options), data.validation, data.split_seed)
     threat, spec = build_threat(recipe.threat.norm, recipe.threat.epsilon), recipe.attack.attacks[ATTACK]
     attacks = {ATTACK: build_attack(spec.name, threat, **spec.options)}
     trainers: dict[str, Any] = {"trl": train_ours, "torchattacks": train_plainly}

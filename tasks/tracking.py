@@ -184,7 +184,7 @@ def _create(client: "MlflowClient", experiment: str, stage: Stage, tags: dict[st
         "recipe": stage.recipe_name,
         "method": stage.method,
         "seed": stage.seed,
-        "data": recipe.data.model_dump(),
+        "data": _flat_spec(recipe.data.model_dump()),
         "model": _flat_spec(recipe.model.model_dump()),
         "threat": recipe.threat.model_dump(),
         "train": recipe.train.model_dump(),
@@ -219,7 +219,7 @@ def _dvc_hash(stage: Stage) -> str:
 
 
 def _flat_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
-    return {"name": spec["name"], **spec["options"]}
+    return {**{key: value for key, value in spec.items() if key != "options"}, **spec["options"]}
 
 
 def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

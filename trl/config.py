@@ -4,13 +4,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, ValidationInfo, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, ValidationError, ValidationInfo, model_validator
 
 from trl.common.errors import TrlError
 from trl.common.numbers import Count, Fraction, NonNegative, Positive, Real
 from trl.registry import explain, refuse
-from trl.spec import AS_WRITTEN, NAMED_BY_KEY, Section, Spec, check_spec, spec_of
+from trl.spec import AS_WRITTEN, NAMED_BY_KEY, Section, Spec, check_spec, spec_of, split_name
 
+DATASETS = "trl.data:DATASETS"
 if TYPE_CHECKING:
     AttackSpec = Spec
     DetectorSpec = Spec
@@ -82,17 +83,26 @@ class Train(Section):
     validation: Validation
 
 
-class Data(Section):
-    """The data set, and how many of its training images are held out for validation (chosen by `split_seed`)."""
+class Data(Spec):
+    """The data set with its options, and how many of its training images are held out (chosen by `split_seed`).
 
-    name: str
+    They stand side by side: `{name: image_folder, path: data/flowers, size: 32, validation: 150}`.
+    """
+
     validation: Count
     split_seed: Annotated[int, Field(ge=0)] = 0
 
-    @model_validator(mode="after")
-    def _known(self, info: ValidationInfo) -> "Data":
-        check_spec("trl.data:DATASETS", self.name, {}, info)
-        return self
+    @model_validator(mode="wrap")
+    @classmethod
+    def _checked(cls, value: Any, handler: ModelWrapValidatorHandler["Data"], info: ValidationInfo) -> "Data":
+        if isinstance(value, Data):
+            own = {"validation": value.validation, "split_seed": value.split_seed}
+            name, options = value.name, value.options
+        else:
+            name, options = split_name(DATASETS, value)
+            own = {key: options.pop(key) for key in ("validation", "split_seed") if key in options}
+        spec = check_spec(DATASETS, name, options, info, also=("validation", "split_seed"))
+        return handler(spec.model_dump() | own)
 
 
 class Curve(Section):

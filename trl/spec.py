@@ -48,14 +48,23 @@ def split_name(entry: str, value: Any) -> tuple[str, dict[str, Any]]:
     return value["name"], {key: option for key, option in value.items() if key != "name"}
 
 
-def check_spec(entry: str, name: str, options: Mapping[str, Any], info: ValidationInfo) -> Spec:
-    """The `Spec` of what the registry `entry` calls `name`, its options checked unless they stay as written."""
+def check_spec(
+    entry: str, name: str, options: Mapping[str, Any], info: ValidationInfo, also: tuple[str, ...] = ()
+) -> Spec:
+    """The `Spec` of what the registry `entry` calls `name`, its options checked unless they stay as written.
+
+    `also`: the keys that may stand beside the options, which an error about an unknown key names with them.
+    """
     if info.context is AS_WRITTEN:
         return Spec(name=name, options=dict(options))
     try:
         model = _registry(entry).options(name)
     except TrlError as error:
         raise refuse(str(error)) from None
+    allowed = ", ".join([*also, *model.model_fields]) or "none"
+    for key in options:
+        if key not in model.model_fields:
+            raise refuse(f"unknown key; allowed: {allowed}", (key,))
     try:
         return Spec(name=name, options=model.model_validate(options).model_dump())
     except ValidationError as error:

@@ -112,6 +112,21 @@ def change(raw: Any, path: str, value: Any) -> Any:
         ("recipes.digits.attack.attacks.autopgd", {}, "recipes.digits.attack.attacks.autopgd: unknown attack"),
         ("recipes.digits.attack.batch_size", 0, "recipes.digits.attack.batch_size: should be greater than"),
         ("recipes.digits.data.name", "svhn", "recipes.digits.data: unknown data set 'svhn'; known: cifar10, digits"),
+        ("recipes.digits.data", {"validation": 150}, "recipes.digits.data: needs `name:`, one of cifar10, digits"),
+        ("recipes.digits.data", {"name": "digits"}, "recipes.digits.data.validation: is missing"),
+        ("recipes.digits.data.validation", 0, "recipes.digits.data.validation: should be greater than or equal to 1"),
+        ("recipes.digits.data.size", 8, "recipes.digits.data.size: unknown key; allowed: validation, split_seed"),
+        (
+            "recipes.digits.data.options",
+            {},
+            "recipes.digits.data.options: unknown key; allowed: validation, split_seed",
+        ),
+        (
+            "recipes.digits.data",
+            {"name": "image_folder", "path": "data/a", "size": 0, "validation": 1},
+            "recipes.digits.data.size: should be greater than or equal to 1, not 0",
+        ),
+        ("recipes.digits.data.name", "image_folder", "recipes.digits.data.path: is missing"),
         ("recipes.digits.model.name", "vgg", "recipes.digits.model: unknown model 'vgg'"),
         ("recipes.digits.model.width", -5, "recipes.digits.model.width: should be greater than"),
         (
@@ -133,6 +148,16 @@ def test_a_missing_section_is_named(raw: Any) -> None:
     del raw["recipes"]["mnist"]["threat"]
     with pytest.raises(TrlError, match=r"params: recipes.mnist.threat: is missing"):
         check_params(raw)
+
+
+def test_a_data_set_has_options(raw: Any) -> None:
+    data = {"name": "image_folder", "path": "data/flowers", "size": "32", "validation": 150}
+    params = check_params(change(raw, "recipes.digits.data", data))
+    assert params.selected.data.options == {"path": "data/flowers", "size": 32}
+    assert (params.selected.data.validation, params.selected.data.split_seed) == (150, 0)
+    assert params.selected.checked() == params.selected
+    assert check_params(raw, as_written=True).selected.checked() == params.selected
+    assert data == {"name": "image_folder", "path": "data/flowers", "size": "32", "validation": 150}
 
 
 def test_fractions_are_numbers(raw: Any) -> None:

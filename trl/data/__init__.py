@@ -1,4 +1,4 @@
-"""Data sets as uint8 images on the device: one file per data set, each a function (raw folder or None) → Dataset."""
+"""Data sets as uint8 images on the device: one file per data set, each a function of the raw folder → Dataset."""
 
 from trl.data.base import Dataset, ImageSet
 from trl.data.load import load_dataset

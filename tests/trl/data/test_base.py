@@ -49,7 +49,7 @@ def test_unknown_data_set():
 
 
 def test_every_registered_data_set_can_be_imported():
-    assert DATASETS.names() == ["cifar10", "digits", "fashion_mnist", "mnist", "tiny_imagenet"]
+    assert DATASETS.names() == ["cifar10", "digits", "fashion_mnist", "image_folder", "mnist", "tiny_imagenet"]
     for name in DATASETS.names():
         assert DATASETS.get(name).__name__ == name
 
