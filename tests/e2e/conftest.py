@@ -24,7 +24,8 @@ class Project:
         skipped = shutil.ignore_patterns("__pycache__")
         for name in ("trl", "tasks", "flows"):
             shutil.copytree(ROOT / name, root / name, ignore=skipped)
-        for name in ("dvc.yaml", "params.yaml", ".dvcignore", ".gitignore", "prefect.yaml"):
+        (root / "data").mkdir()
+        for name in ("dvc.yaml", "params.yaml", ".dvcignore", ".gitignore", "data/.gitignore", "prefect.yaml"):
             if (ROOT / name).exists():
                 shutil.copy(ROOT / name, root / name)
         self.environment = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "PREFECT_", "TRL_"))}
