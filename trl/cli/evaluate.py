@@ -146,12 +146,12 @@ class _List(argparse.Action):
         from trl.data import DATASETS
         from trl.models import MODELS
 
-        for heading, registry in (("attacks", ATTACKS), ("architectures", MODELS)):
+        for heading, registry in (("attacks", ATTACKS), ("architectures", MODELS), ("data sets", DATASETS)):
             print(f"{heading}:")
             for name in registry.names():
                 fields = registry.options(name.replace("*", "28_10")).model_fields
-                print(f"  {name}  {', '.join(f'{key}={field.default}' for key, field in fields.items())}".rstrip())
-        print(f"data sets:\n  {', '.join(DATASETS.names())}")
+                shown = (f"{key}={'…' if f.is_required() else f.default}" for key, f in fields.items())
+                print(f"  {name}  {', '.join(shown)}".rstrip())
         parser.exit()
 
 
@@ -168,8 +168,8 @@ def _parser() -> argparse.ArgumentParser:
         "or package.module:function, which gives a torch.nn.Module from [0, 1] images to logits",
     )
     add("--architecture", metavar="NAME[:OPTIONS]", help="what a file of weights belongs to, such as wrn_34_10")
-    add("--data", required=True, help="a data set's name (its test images), or a .safetensors or .npz file "
-        "with images [n, c, h, w] (uint8, or float in [0, 1]) and labels [n]")  # fmt: skip
+    add("--data", required=True, help="a data set's name (its test images), with options as for --attack, or a "
+        ".safetensors or .npz file with images [n, c, h, w] (uint8, or float in [0, 1]) and labels [n]")  # fmt: skip
     add("--samples", type=int, metavar="N", help="the first N images (default: all)")
     add("--norm", default="linf", help="the threat's norm (default linf)")
     add("--epsilon", required=True, help="the largest perturbation of images in [0, 1], such as 8/255")

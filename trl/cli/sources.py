@@ -43,20 +43,22 @@ def parse_choice(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def open_images(source: str, samples: int | None = None) -> Images:
-    """The first `samples` test images of the data set called `source`, or of a .safetensors or .npz file.
+    """The first `samples` test images of a data set, or of a .safetensors or .npz file.
 
-    Such a file holds `images`, channels first, and `labels`: class numbers of any type [n] or [n, 1], or one-hot rows
-    [n, classes]. TrlError: no such data set or file, one that is damaged, or images or labels of another form.
+    A data set is written as `parse_choice` reads it. A file holds `images`, channels first, and `labels`: class numbers
+    of any type [n] or [n, 1], or one-hot rows [n, classes]. TrlError: no such data set or file, one that is damaged, or
+    images or labels of another form.
     """
     path = Path(source)
     if path.suffix in (".safetensors", ".npz"):
         images, labels = read_named(path, ("images", "labels"))
         found = Images(_channels_first(path, images), _class_numbers(path, labels), None)
     else:
+        name, options = parse_choice(source)
         try:
-            dataset = load_dataset(source)
+            dataset = load_dataset(name, **options)
         except TrlError as error:
-            if source in DATASETS.names():
+            if name in DATASETS.names():
                 raise
             raise TrlError(f"{error}; or a .safetensors or .npz file with images and labels") from None
         found = Images(dataset.test.images, dataset.test.labels, len(dataset.classes))

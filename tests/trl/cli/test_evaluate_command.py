@@ -177,7 +177,8 @@ def test_list_names_what_can_be_chosen(capsys: pytest.CaptureFixture[str]) -> No
     out = capsys.readouterr().out
     assert "  pgd  steps=20, step_size=None" in out
     assert "  wrn_*  leak=0.1" in out
-    assert "cifar10, digits" in out
+    assert "  cifar10\n" in out
+    assert "  image_folder  path=…, size=…" in out
 
 
 @pytest.mark.parametrize(
