@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from tasks.stage import Stage, run_stage
-from trl.errors import TrlError
+from trl.common.errors import TrlError
 
 WATCHED = "data"
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trl.data.base import Dataset, ImageSet
 from trl.common.errors import TrlError, in_one_line
 from trl.common.numbers import Count
 from trl.common.progress import Progress, say
+from trl.data.base import Dataset, ImageSet
 
 TEST_FOLDERS = ("test", "val")  # the first of them that exists holds the test images
 LAYOUT = "it must hold train/CLASS/… and test/CLASS/… (or val/CLASS/…) with the image files of each class"

@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from trl.data import Dataset, load_dataset, split
 from trl.common.errors import TrlError
+from trl.data import Dataset, load_dataset, split
 
 CLASSES = ("cat", "dog")
 
