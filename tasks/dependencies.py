@@ -10,7 +10,8 @@ from typing import Any
 from trl.common.code_version import ROOT, imported_modules, source_files
 from trl.common.errors import TrlError
 from trl.common.files import write_atomic
-from trl.config import Data, Recipe, Section, Spec, load_params
+from trl.config import Recipe, load_params
+from trl.spec import Section, Spec
 
 GRAPH = Path("dvc.yaml")
 SECTION = "recipes.${item.recipe}."  # how a stage's params begin in dvc.yaml
@@ -85,7 +86,7 @@ def _file(stage: str) -> Path:
 
 def _named(value: object, key: str) -> Iterator[tuple[str, str]]:
     """What a section names, at any depth: by the key that it stands under, and its name."""
-    if isinstance(value, Spec | Data):
+    if isinstance(value, Spec):
         yield key, value.name
     elif isinstance(value, Section):
         for field in type(value).model_fields:

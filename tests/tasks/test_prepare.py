@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 
 from benchmarks.tiny import TINY
-from tasks.prepare import prepare
+from tasks.prepare import WATCHED, prepare
 from tasks.stage import run_stage
 from tasks.train import train_model
 
@@ -90,3 +90,8 @@ def test_a_folder_that_dvc_does_not_watch_is_refused(project: Path, capsys: pyte
     for part in ("train", "test"):
         (project / "data/shapes" / part).symlink_to(outside / part)
     assert "a link to a folder, in which DVC notices no change" in refused()
+
+
+def test_dvc_watches_the_folder_of_images() -> None:
+    stages = yaml.safe_load((Path(__file__).parents[2] / "dvc.yaml").read_text())["stages"]
+    assert WATCHED in stages["prepare"]["deps"]
