@@ -9,7 +9,7 @@ READY := .venv/.installed
 SERVICES := $(PY) -m flows.services
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint up down ui clean
+.PHONY: help run test lint docs up down ui clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ lint: $(READY) ## check style and types
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
 	$(PY) -m mypy trl tasks flows
+
+docs: $(READY) ## build the documentation into site/; fails on any warning
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
 
 up: $(READY) ## start Prefect (server and worker) and MLflow in the background; PREFECT_PORT=4200 MLFLOW_PORT=5000
 	@$(SERVICES) up --prefect-port $(PREFECT_PORT) --mlflow-port $(MLFLOW_PORT)
@@ -43,5 +46,5 @@ $(READY): pyproject.toml constraints.txt
 	  { echo "error: needs Python 3.11 or newer, which $(PYTHON) is not; choose one: make PYTHON=python3.12" >&2; exit 1; }
 	@test -x $(PY) || $(PYTHON) -m venv .venv
 	@echo "installing into .venv, which takes a few minutes the first time ..."
-	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,docs]'
 	@touch $@
