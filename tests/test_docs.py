@@ -28,7 +28,7 @@ PAGES = [
 BLOCK = re.compile(
     r"(?P<skip><!-- not run: .+ -->\n)?^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
 )
-OTHERS = {"source", "pip", "curl", "dvc", "prefect", "mlflow", "pytest", "torchrun", "pre-commit"}
+OTHERS = {"export", "source", "pip", "curl", "dvc", "prefect", "mlflow", "pytest", "torchrun", "pre-commit"}
 PARTS = {"trl", "tasks", "flows", "tests", "benchmarks", "docs", "examples"}
 
 
