@@ -94,6 +94,7 @@ def help_of(module: str) -> str:
     shown = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
         patch.setattr(sys, "argv", [module, "--help"])
+        patch.delitem(sys.modules, module, raising=False)  # runpy warns of one that is imported already
         runpy.run_module(module, run_name="__main__", alter_sys=False)
     return shown.getvalue()
 
