@@ -46,5 +46,5 @@ $(READY): pyproject.toml constraints.txt
 	  { echo "error: needs Python 3.11 or newer, which $(PYTHON) is not; choose one: make PYTHON=python3.12" >&2; exit 1; }
 	@test -x $(PY) || $(PYTHON) -m venv .venv
 	@echo "installing into .venv, which takes a few minutes the first time ..."
-	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,docs]'
+	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[pipeline,dev,docs]'
 	@touch $@

@@ -2,6 +2,11 @@
 
 import os
 
+try:
+    import tasks  # noqa: F401
+except ImportError as error:  # its libraries are missing
+    raise ImportError(error.msg, name=__name__) from None
+
 # Prefect reads these when it is first imported: one short line per event on the console.
 for _kind, _layout in {
     "FLOW_RUN": "%(asctime)s | trl | %(message)s",
