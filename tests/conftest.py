@@ -8,6 +8,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tests
 import pytest
 from hypothesis import settings
 
+pytest.register_assert_rewrite("tests.helpers")
+
 settings.register_profile("steady", deadline=None, derandomize=True, max_examples=50)  # the same examples everywhere
 settings.load_profile("steady")
 

@@ -14,7 +14,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from tasks import LIBRARIES
-from tests.helpers.requirements import ROOT, closure, declared
+from tests.helpers import ROOT
+from tests.helpers.requirements import closure, declared
 
 PIPELINE = {"dvc", "mlflow", "prefect"}
 OURS = {"trl", "tasks", "flows"}

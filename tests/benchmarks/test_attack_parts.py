@@ -11,7 +11,7 @@ import pytest
 from torch import Tensor, nn
 
 from benchmarks import attack_parts
-from tests.benchmarks.absent import hide
+from tests.helpers.absent import hide
 from trl.attacks.ensemble import Ensemble
 from trl.threat import Threat
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks import attacks
-from tests.benchmarks.absent import hide
+from tests.helpers.absent import hide
 from trl.attacks.ensemble import Ensemble
 from trl.threat import Threat
 

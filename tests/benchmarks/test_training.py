@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from benchmarks import training
-from tests.benchmarks.absent import hide
+from tests.helpers.absent import hide
 from trl.config import load_params
 from trl.data import Dataset, ImageSet, load_dataset
 from trl.models import build_model

@@ -15,7 +15,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from tests.e2e.conftest import Project
+from tests.helpers.project import Project
 
 pytestmark = pytest.mark.e2e
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.e2e.conftest import ROOT, Project
+from tests.helpers import ROOT
+from tests.helpers.project import Project
 
 pytestmark = pytest.mark.e2e
 

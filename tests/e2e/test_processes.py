@@ -9,7 +9,7 @@ import sys
 import psutil
 import pytest
 
-from tests.e2e.conftest import Project
+from tests.helpers.project import Project
 
 pytestmark = pytest.mark.e2e
 TRAIN = (sys.executable, "-m", "tasks.train", "--recipe", "digits", "--method", "tla")

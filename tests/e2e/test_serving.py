@@ -24,8 +24,8 @@ from tasks.deploy import NEEDED, deploy
 from tasks.paths import RecipePaths
 from tasks.prepare import prepare
 from tasks.stage import run_stage
-from tests.e2e.conftest import ROOT
-from tests.tasks.deployable import write_deployable
+from tests.helpers import ROOT
+from tests.helpers.deployable import write_deployable
 from trl.attacks import pgd
 from trl.data import load_splits
 from trl.detection.guard import Guard

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.requirements import ROOT, closure, declared
+from tests.helpers import ROOT
+from tests.helpers.requirements import closure, declared
 
 pytestmark = pytest.mark.e2e
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input")

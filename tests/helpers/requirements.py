@@ -4,12 +4,11 @@ import tomllib
 from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import requires
-from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-ROOT = Path(__file__).parents[2]
+from tests.helpers import ROOT
 
 
 def declared(*extras: str) -> list[str]:

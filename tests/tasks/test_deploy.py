@@ -23,7 +23,8 @@ from tasks.paths import RecipePaths
 from tasks.prepare import prepare
 from tasks.stage import run_stage
 from tasks.store import client_and_experiment
-from tests.tasks.deployable import rewrite, write_deployable
+from trl.detection.guard import Guard
+from tests.helpers.deployable import rewrite, write_deployable
 from trl.detection.guard import Guard
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"

@@ -12,11 +12,12 @@ import yaml
 from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy
 
+from benchmarks.tiny import TINY
 from tasks.detect import detect
 from tasks.paths import RecipePaths
 from tasks.stage import Stage
-from tests.e2e.conftest import ROOT, TINY
 from trl.common.errors import TrlError
+from tests.helpers import ROOT
 from trl.config import load_params
 from trl.data import ImageSet, Splits, load_dataset, load_splits, save_splits, split
 from trl.detection.figures import detection_auc

@@ -9,7 +9,7 @@ import torch
 from tasks.export import export
 from tasks.prepare import prepare
 from tasks.stage import run_stage
-from tests.trl.report.synthetic import write_model
+from tests.helpers.synthetic_results import write_model
 from trl.models import build_model, load_model, save_model
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"

@@ -11,7 +11,7 @@ import yaml
 
 from tasks.record import record
 from tasks.stage import run_stage
-from tests.trl.report.synthetic import write_model
+from tests.helpers.synthetic_results import write_model
 
 ROOT = Path(__file__).parents[2]
 STAGES = ("prepare", "train", "attack", "detect", "report", "record", "deploy", "export")

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.trl.report.synthetic import METHODS, write_metrics
+from trl.common.errors import TrlError
+from tests.helpers.synthetic_results import METHODS, write_metrics
 from trl.common.errors import TrlError
 from trl.report import load_results
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.trl.attacks.digits_network import correct, train
+from tests.helpers.digits_network import correct, train
 from trl.attacks import Misclassified, Targeted, apgd, apgd_t, build_attack, pgd
 from trl.attacks.apgd import targeted_dlr
 from trl.common.errors import TrlError

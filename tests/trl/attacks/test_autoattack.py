@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.trl.masked import THREAT, Noisy, trained
+from tests.helpers.masked_models import THREAT, Noisy, trained
 from trl.attacks import ATTACKS, Targeted, autoattack, build_attack, pgd
 from trl.attacks.autoattack import build_autoattack
 from trl.attacks.ensemble import Ensemble

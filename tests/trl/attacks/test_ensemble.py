@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.trl.evaluation.tiny import Threshold, shift
+from tests.helpers.tiny_models import Threshold, shift
 from trl.attacks import Targeted
 from trl.attacks.ensemble import Ensemble
 from trl.common.errors import TrlError

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from tests.trl.masked import THREAT, Noisy, robust, trained
+from tests.helpers.masked_models import THREAT, Noisy, robust, trained
 from trl.attacks import EoT, fgsm, pgd
 from trl.attacks.base import ascent
 from trl.attacks.losses import LOSSES

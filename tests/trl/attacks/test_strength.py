@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.trl.attacks.digits_network import correct, train
+from tests.helpers.digits_network import correct, train
 from trl.attacks import bim, build_attack, cw, fgsm, mim, pgd
 from trl.threat import L2, Linf, Threat
 

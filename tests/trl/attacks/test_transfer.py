@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tests.trl.masked import THREAT, Quantised, Saturated, robust, trained
+from tests.helpers.masked_models import THREAT, Quantised, Saturated, robust, trained
 from trl.attacks import build_attack, pgd
 from trl.attacks.transfer import from_file, from_model
 from trl.common.errors import TrlError

@@ -4,7 +4,7 @@ import torch
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
-from tests.trl.detectors.natural import embeddings
+from tests.helpers.natural_embeddings import embeddings
 from trl.detectors import build_detector
 from trl.detectors.density import FLOOR
 

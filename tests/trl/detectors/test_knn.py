@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from tests.trl.detectors.natural import embeddings
+from tests.helpers.natural_embeddings import embeddings
 from trl.detectors import build_detector, neighbours
 
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 from sklearn.covariance import LedoitWolf, ShrunkCovariance
 
-from tests.trl.detectors.natural import embeddings
+from tests.helpers.natural_embeddings import embeddings
 from trl.detectors import build_detector
 from trl.detectors.density import FLOOR
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tests.trl.evaluation.tiny import Net, Threshold, gradient_sign, images, noise, shift
+from tests.helpers.tiny_models import Net, Threshold, gradient_sign, images, noise, shift
 from trl.attacks import build_attack, pgd
 from trl.attacks.ensemble import Ensemble
 from trl.common.errors import TrlError

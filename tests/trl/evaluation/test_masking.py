@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.trl.masked import THREAT, Noisy, Quantised, Saturated, Wrapped, robust, trained
+from tests.helpers.masked_models import THREAT, Noisy, Quantised, Saturated, Wrapped, robust, trained
 from trl.attacks import cw, fgsm, pgd
 from trl.attacks.square import square
 from trl.common.errors import TrlError

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.trl.evaluation.kinds import data, plain
+from tests.helpers.module_kinds import data, plain
 from trl.attacks import build_attack
 from trl.attacks.ensemble import Ensemble
 from trl.attacks.pgd import pgd

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.trl.evaluation.tiny import Net, gradient_sign, images, noise
+from tests.helpers.tiny_models import Net, gradient_sign, images, noise
 from trl.attacks import Misclassified, Undetected, build_attack, pgd
 from trl.attacks.criterion import Criterion
 from trl.attacks.ensemble import Ensemble

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor
 
-from tests.trl.models.architectures import images, model
+from tests.helpers.architectures import images, model
 from trl.models import build_model
 
 # torchvision documents 25,557,032 parameters for ResNet-50 with 1,000 classes. Ours has no 7×7×3 stem but a 3×3×3 one,

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.trl.models.architectures import COLOUR, NAMES, images, model, shape_of
+from trl.common.errors import TrlError
+from tests.helpers.architectures import COLOUR, NAMES, images, model, shape_of
 from trl.common.errors import TrlError
 from trl.models import build_model
 

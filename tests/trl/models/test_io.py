@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 from torch import distributed, nn
 from torch.optim.swa_utils import AveragedModel
 
-from tests.trl.models.architectures import NAMES, images, model
-from tests.trl.nn.test_wrappers import Halved
+from trl.common.errors import TrlError
+from tests.helpers.architectures import NAMES, images, model
+from tests.helpers.tiny_models import Halved
 from trl.common.errors import TrlError
 from trl.models import Classifier, build_model, load_model, save_model
 

@@ -1,20 +1,11 @@
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from trl.nn.wrappers import eager, unwrapped
-
-
-class Halved(nn.Module):
-    """A module of somebody's that holds a `module` and changes its input."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.module(x / 2)
+from tests.helpers.tiny_models import Halved
+from trl.nn.wrappers import eager, unwrapped
 
 
 def test_wrappers_are_seen_through_however_nested() -> None:

@@ -10,9 +10,9 @@ import pytest
 import torch
 import yaml
 
-from tests.trl.models.architectures import NAMES
-from tests.trl.models.architectures import model as architecture
-from tests.trl.report.synthetic import write_model
+from tests.helpers.architectures import NAMES
+from tests.helpers.architectures import model as architecture
+from tests.helpers.synthetic_results import write_model
 from trl.config import load_params
 from trl.models import Classifier, build_model, load_model
 from trl.report import load_results

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.trl.report.synthetic import EPSILON, METHODS, SAMPLES, write_metrics
+from tests.helpers.synthetic_results import EPSILON, METHODS, SAMPLES, write_metrics
 from trl.report import figures, load_results
 from trl.results import Results
 

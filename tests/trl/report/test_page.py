@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.trl.report.synthetic import METHODS, write_metrics
+from tests.helpers.synthetic_results import METHODS, write_metrics
 from trl.report import load_results, write_report
 from trl.report.table import comparison, detection, detectors
 

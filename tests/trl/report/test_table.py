@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.trl.report.synthetic import METHODS, write_metrics
+from tests.helpers.synthetic_results import METHODS, write_metrics
 from trl.report import load_results, text_table, write_csv
 from trl.report.table import Cell, Column, comparison, detection, detectors, representation, show_epsilon
 from trl.results import Results

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from tests.trl.training.setting import ATTACK, THREAT, attack_at, config, images, model
+from tests.helpers.tiny_training import ATTACK, THREAT, attack_at, config, images, model
 from trl.data import TrainingData
 from trl.objectives import build_objective
 from trl.objectives.base import Setting

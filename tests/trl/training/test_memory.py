@@ -9,7 +9,7 @@ import pytest
 import torch
 from psutil import Process
 
-from tests.trl.training.setting import ATTACK, THREAT, attack_at, config
+from tests.helpers.tiny_training import ATTACK, THREAT, attack_at, config
 from trl.attacks import Attack
 from trl.data import ImageSet, TrainingData
 from trl.models import build_model

@@ -2,10 +2,10 @@
 
 import pytest
 
-from tests.trl.evaluation.kinds import KINDS, PAGE, row
+from tests.helpers.module_kinds import KINDS, PAGE, row
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_docs_say_what_works(kind: str) -> None:
     found = row(kind)
-    assert f"{found}\n" in PAGE.read_text(), f"python -m tests.trl.evaluation.kinds writes:\n{found}"
+    assert f"{found}\n" in PAGE.read_text(), f"python -m tests.helpers.module_kinds writes:\n{found}"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.trl.masked import THREAT, Noisy, Quantised, Saturated, trained
+from tests.helpers.masked_models import THREAT, Noisy, Quantised, Saturated, trained
 from trl.attacks import EoT, pgd, square
 from trl.attacks.transfer import from_model
 from trl.evaluation import Evaluation, evaluate

@@ -1,15 +1,15 @@
 """Kinds of module that people bring, and what works with each.
 
-`python -m tests.trl.evaluation.kinds` writes the table into docs/models.md.
+`python -m tests.helpers.module_kinds` writes the table into docs/models.md.
 """
 
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from tests.helpers import ROOT
 from trl.attacks import build_attack
 from trl.common.errors import TrlError
 from trl.data.base import ImageSet
@@ -18,8 +18,8 @@ from trl.detectors import build_detector
 from trl.evaluation import evaluate
 from trl.threat import Linf
 
-PAGE = Path(__file__).parents[3] / "docs" / "models.md"
-START, END = "<!-- table: made by tests/trl/evaluation/kinds.py -->\n", "<!-- end of table -->"
+PAGE = ROOT / "docs" / "models.md"
+START, END = "<!-- table: made by tests/helpers/module_kinds.py -->\n", "<!-- end of table -->"
 CLASSES, SHAPE = 3, (1, 8, 8)
 
 

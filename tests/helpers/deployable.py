@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from tasks.paths import RecipePaths
-from tests.trl.report.synthetic import write_model
+from tests.helpers.synthetic_results import write_model
 from trl.data import load_splits
 from trl.detectors import build_detector, calibrate, save_detector
 from trl.detectors.observe import embed

@@ -1,0 +1,63 @@
+"""A project of its own for each end-to-end test: this code, a recipe that takes seconds, a fresh DVC and Git."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from benchmarks.tiny import TINY
+from tests.helpers import ROOT
+
+
+class Project:
+    """A copy of the project in `root`, to be worked on from a shell as a user would."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.store = root, "/mlflow.db"
+        skipped = shutil.ignore_patterns("__pycache__")
+        for name in ("trl", "tasks", "flows"):
+            shutil.copytree(ROOT / name, root / name, ignore=skipped)
+        (root / "data").mkdir()
+        for name in ("dvc.yaml", "params.yaml", ".dvcignore", ".gitignore", "data/.gitignore", "prefect.yaml"):
+            if (ROOT / name).exists():
+                shutil.copy(ROOT / name, root / name)
+        self.environment = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "PREFECT_", "TRL_"))}
+        self.environment |= {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": str(root),
+            "OMP_NUM_THREADS": "1",
+            "PREFECT_HOME": str(root / ".prefect"),
+            "DVC_NO_ANALYTICS": "1",
+        }
+        self.set(lambda p: p.update(methods=["um", "tla"], seeds=[0]))
+        self.set(lambda p: p["recipes"]["digits"].update(TINY))
+        self.shell("git", "init", "-q")
+        self.shell("dvc", "init", "-q")
+
+    def params(self) -> dict[str, Any]:
+        return yaml.safe_load((self.root / "params.yaml").read_text())
+
+    def set(self, change: Callable[[dict[str, Any]], Any]) -> None:
+        params = self.params()
+        change(params)
+        (self.root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+
+    def shell(self, *command: str, fails: bool = False, timeout: float = 300, **environment: str) -> str:
+        """Run a command; its output. It must succeed, or fail if `fails`."""
+        done = subprocess.run(
+            command,
+            cwd=self.root,
+            env=self.environment | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+        assert (done.returncode != 0) == fails, f"{' '.join(command)} → {done.returncode}\n{done.stdout}"
+        return done.stdout
