@@ -163,7 +163,10 @@ def test_commands_run_side_by_side_but_each_worker_has_one(tmp_path: Path) -> No
 
 def test_stop_interrupts_what_runs_with_its_children_and_lets_nothing_start() -> None:
     workers = Workers([{}])
-    child = "import time, signal; print('child', flush=True); time.sleep(60)"
+    child = (  # it listens even where a shell's background job would not
+        "import time, signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "print('child', flush=True); time.sleep(60)"
+    )
     # Like DVC: the parent ignores the interrupt and ends when its child has.
     parent = (
         "import signal, subprocess, sys; p = subprocess.Popen([sys.executable, '-c', sys.argv[1]])\n"
