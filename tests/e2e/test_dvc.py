@@ -1,18 +1,14 @@
 """The pipeline by `dvc repro`, with its record in MLflow: what runs, what is skipped, what a failure looks like."""
 
-import random
 import re
 import runpy
 import shutil
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from tests.helpers.project import Project
@@ -24,19 +20,8 @@ def ran(output: str) -> set[str]:
     return set(re.findall(r"Running stage '([^']+)'", output))
 
 
-def store(project: Project) -> MlflowClient:
-    return MlflowClient(f"sqlite:///{project.root}{project.store}")
-
-
-def runs(project: Project, kind: str) -> list[Run]:
-    client = store(project)
-    experiment = client.get_experiment_by_name("digits")
-    assert experiment is not None
-    return list(client.search_runs([experiment.experiment_id], f"tags.`trl.kind` = '{kind}'"))
-
-
 def artifacts(project: Project, run: Run, folder: str) -> set[str]:
-    client = store(project)
+    client = project.client()
     return {Path(a.path).name for a in client.list_artifacts(run.info.run_id, folder)}
 
 
@@ -73,7 +58,7 @@ def test_reruns_do_only_what_changed_and_mlflow_has_it_all(project: Project) -> 
     assert ran(project.shell("dvc", "repro")) == set()
 
     # The record: a row per model with the same metrics, and a parent.
-    rows, parents = runs(project, "model"), runs(project, "pipeline")
+    rows, parents = project.runs("model"), project.runs("pipeline")
     assert {row.info.run_name for row in rows} == {"digits/um-0", "digits/tla-0"}
     names = [set(row.data.metrics) for row in rows]
     shared = {
@@ -95,7 +80,7 @@ def test_reruns_do_only_what_changed_and_mlflow_has_it_all(project: Project) -> 
     assert "roc.png" in artifacts(project, tla, "figures")
     assert "model.safetensors" in artifacts(project, tla, "model")
     assert "index.html" in artifacts(project, parents[0], "report")
-    curve = store(project).get_metric_history(tla.info.run_id, "train/loss")
+    curve = project.client().get_metric_history(tla.info.run_id, "train/loss")
     assert [point.step for point in curve] == [1, 2]
 
     # A lost store is complete again.
@@ -104,11 +89,11 @@ def test_reruns_do_only_what_changed_and_mlflow_has_it_all(project: Project) -> 
     shutil.rmtree(project.root / "mlartifacts")
     project.store = "/./mlflow.db"  # under its old name MLflow would go on reading the deleted file here
     project.shell("python", "-m", "tasks.record")
-    again = runs(project, "model")
+    again = project.runs("model")
     assert {row.info.run_name: (row.data.metrics, row.data.params) for row in again} == before
-    assert "index.html" in artifacts(project, runs(project, "pipeline")[0], "report")
+    assert "index.html" in artifacts(project, project.runs("pipeline")[0], "report")
     project.shell("python", "-m", "tasks.record")  # and recording twice adds nothing
-    assert (len(runs(project, "model")), len(runs(project, "pipeline"))) == (2, 1)
+    assert (len(project.runs("model")), len(project.runs("pipeline"))) == (2, 1)
 
     # A changed knob of one method reruns that method; a new seed runs alone, and a new attack trains nothing.
     project.set(lambda p: p["recipes"]["digits"]["methods"]["tla"].update(lambda1=0.25))
@@ -118,46 +103,8 @@ def test_reruns_do_only_what_changed_and_mlflow_has_it_all(project: Project) -> 
     assert ran(project.shell("dvc", "repro")) == models("tla-1") | models("tla-0", stages=("attack", "detect")) | {
         "report@digits"
     }
-    assert len(runs(project, "pipeline")) == 3
-    assert len(runs(project, "model")) == 4  # the two TLA models of seed 0 are different models
-
-
-def test_a_killed_training_goes_on_and_ends_bit_for_bit_the_same(project: Project) -> None:
-    project.set(lambda p: p["recipes"]["digits"]["train"].update(epochs=40))
-    project.shell("python", "-m", "tasks.prepare")
-    command = ["python", "-m", "tasks.train", "--method", "tla"]
-    weights = project.root / "outputs/digits/tla-0/model/model.safetensors"
-    project.shell(*command)
-    whole = weights.read_bytes()
-    weights.unlink()
-
-    kills, output = 0, ""
-    chance = random.Random(7)
-    while not weights.exists():
-        process = subprocess.Popen(
-            command,
-            cwd=project.root,
-            env=project.environment | {"TRL_CHECKPOINT_SECONDS": "0.2"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        assert process.stdout is not None
-        for line in process.stdout:  # let it get past its imports, to a checkpoint of its own
-            output += line
-            if line.startswith("epoch") and kills < 2:
-                time.sleep(chance.uniform(0.3, 0.8))
-                process.kill()
-                kills += 1
-                break
-        process.wait()
-    assert kills == 2
-    assert "resumed at step" in output
-    assert weights.read_bytes() == whole
-    assert not list((project.root / "checkpoints").rglob("*.pt"))
-    rows = runs(project, "model")
-    assert len(rows) == 1  # the interrupted training and its continuation are one run, and the same model as before
-    assert len(store(project).get_metric_history(rows[0].info.run_id, "epoch")) == 40
+    assert len(project.runs("pipeline")) == 3
+    assert len(project.runs("model")) == 4  # the two TLA models of seed 0 are different models
 
 
 def assert_one_line(output: str, message: str) -> None:

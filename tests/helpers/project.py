@@ -5,10 +5,13 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from copy import copy
 from pathlib import Path
 from typing import Any
 
 import yaml
+from mlflow import MlflowClient
+from mlflow.entities import Run
 
 from benchmarks.tiny import TINY
 from tests.helpers import ROOT
@@ -39,6 +42,14 @@ class Project:
         self.shell("git", "init", "-q")
         self.shell("dvc", "init", "-q")
 
+    def copy(self, root: Path) -> "Project":
+        """Another project with all that this one has by now."""
+        shutil.copytree(self.root, root, dirs_exist_ok=True)
+        other = copy(self)
+        other.root = root
+        other.environment = self.environment | {"PYTHONPATH": str(root), "PREFECT_HOME": str(root / ".prefect")}
+        return other
+
     def params(self) -> dict[str, Any]:
         return yaml.safe_load((self.root / "params.yaml").read_text())
 
@@ -61,3 +72,14 @@ class Project:
         )
         assert (done.returncode != 0) == fails, f"{' '.join(command)} → {done.returncode}\n{done.stdout}"
         return done.stdout
+
+    def client(self) -> MlflowClient:
+        """Of the project's MLflow store."""
+        return MlflowClient(f"sqlite:///{self.root}{self.store}")
+
+    def runs(self, kind: str) -> list[Run]:
+        """The runs of models or pipelines in MLflow."""
+        client = self.client()
+        experiment = client.get_experiment_by_name("digits")
+        assert experiment is not None
+        return list(client.search_runs([experiment.experiment_id], f"tags.`trl.kind` = '{kind}'"))
