@@ -14,6 +14,11 @@ settings.register_profile("steady", deadline=None, derandomize=True, max_example
 settings.load_profile("steady")
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are processors: end-to-end tests wait for servers much of their time."""
+    return (os.cpu_count() or 1) + 1
+
+
 @pytest.fixture
 def raw_data() -> Path:
     """The folder of raw data sets; tests that need it are skipped where there is none."""
