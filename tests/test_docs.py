@@ -16,7 +16,7 @@ import pytest
 import torch
 import yaml
 
-from tests.trl.report.synthetic import write_model
+from tests.helpers.synthetic_results import write_model
 
 ROOT = Path(__file__).parents[1]
 PAGES = [

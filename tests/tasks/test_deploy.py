@@ -23,7 +23,6 @@ from tasks.paths import RecipePaths
 from tasks.prepare import prepare
 from tasks.stage import run_stage
 from tasks.store import client_and_experiment
-from trl.detection.guard import Guard
 from tests.helpers.deployable import rewrite, write_deployable
 from trl.detection.guard import Guard
 

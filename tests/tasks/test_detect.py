@@ -16,8 +16,8 @@ from benchmarks.tiny import TINY
 from tasks.detect import detect
 from tasks.paths import RecipePaths
 from tasks.stage import Stage
-from trl.common.errors import TrlError
 from tests.helpers import ROOT
+from trl.common.errors import TrlError
 from trl.config import load_params
 from trl.data import ImageSet, Splits, load_dataset, load_splits, save_splits, split
 from trl.detection.figures import detection_auc

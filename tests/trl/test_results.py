@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from trl.common.errors import TrlError
 from tests.helpers.synthetic_results import METHODS, write_metrics
 from trl.common.errors import TrlError
 from trl.report import load_results

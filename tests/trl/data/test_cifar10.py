@@ -6,8 +6,8 @@ import pytest
 import torch
 from torchvision.datasets import CIFAR10
 
-from trl.common.errors import TrlError
 from tests.helpers.damage import flip_byte, half
+from trl.common.errors import TrlError
 from trl.data import cifar10, load_dataset
 
 FILES = list(cifar10.SIZES)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torchvision.datasets import MNIST, FashionMNIST
 
-from trl.common.errors import TrlError
 from tests.helpers.damage import flip_byte, half
+from trl.common.errors import TrlError
 from trl.data import load_dataset, mnist
 
 FILES = list(mnist.SIZES)

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trl.common.errors import TrlError
 from tests.helpers.damage import flip_byte, half
+from trl.common.errors import TrlError
 from trl.data import Dataset, ImageSet, load_dataset, load_splits, save_splits, split
 
 

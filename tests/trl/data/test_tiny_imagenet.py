@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from trl.common.errors import TrlError
 from tests.helpers.damage import flip_byte, half
+from trl.common.errors import TrlError
 from trl.data import load_dataset, tiny_imagenet
 
 WNIDS = ["n02", "n01", "n03"]  # as in the real list, not sorted

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from trl.common.errors import TrlError
 from tests.helpers.natural_embeddings import embeddings
+from trl.common.errors import TrlError
 from trl.detectors import DETECTORS, Calibration, Detector, build_detector, load_detector, save_detector
 from trl.detectors.base import BATCH, Layer
 

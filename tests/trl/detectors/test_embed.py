@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from trl.common.errors import TrlError
 from tests.helpers.tiny_models import Net, images
+from trl.common.errors import TrlError
 from trl.detectors.base import Layer
 from trl.detectors.observe import embed
 

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from trl.common.errors import TrlError
 from tests.helpers.natural_embeddings import embeddings
+from trl.common.errors import TrlError
 from trl.detectors import Calibration, Detector, build_detector, load_detector, save_detector
 from trl.detectors.gaussian import GaussianDetector
 

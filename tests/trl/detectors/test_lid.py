@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from trl.common.errors import TrlError
 from tests.helpers.natural_embeddings import embeddings
+from trl.common.errors import TrlError
 from trl.detectors import build_detector, neighbours
 
 

@@ -3,7 +3,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trl.common.errors import TrlError
 from tests.helpers import naive
 from trl.common.errors import TrlError
 from trl.metric import (

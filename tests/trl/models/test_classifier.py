@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import nn
 
-from trl.common.errors import TrlError
 from tests.helpers.architectures import COLOUR, NAMES, images, model, shape_of
 from trl.common.errors import TrlError
 from trl.models import build_model

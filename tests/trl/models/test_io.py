@@ -11,7 +11,6 @@ from safetensors.torch import load_file, save_file
 from torch import distributed, nn
 from torch.optim.swa_utils import AveragedModel
 
-from trl.common.errors import TrlError
 from tests.helpers.architectures import NAMES, images, model
 from tests.helpers.tiny_models import Halved
 from trl.common.errors import TrlError

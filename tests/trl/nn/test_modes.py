@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import nn
 
-from trl.nn.modes import evaluating, kept_in_training
 from tests.helpers.module_kinds import Deploying, exported, plain
 from trl.nn.modes import evaluating, kept_in_training
 

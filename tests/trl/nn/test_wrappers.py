@@ -3,7 +3,6 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from trl.nn.wrappers import eager, unwrapped
 from tests.helpers.tiny_models import Halved
 from trl.nn.wrappers import eager, unwrapped
 

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from trl.common.errors import TrlError
-from trl.common.seeds import derive_seed
 from tests.helpers import naive
 from tests.helpers.tiny_training import ATTACK, THREAT, images, model, setting
+from trl.common.errors import TrlError
+from trl.common.seeds import derive_seed
 from trl.data import ShuffledStream, TrainingData
 from trl.objectives import OBJECTIVES, build_objective
 from trl.objectives.base import Batch, Setting, forward_groups

@@ -11,8 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trl.common.errors import TrlError
 from tests.helpers.tiny_training import ATTACK, attack_at, config, images, model, setting
+from trl.common.errors import TrlError
 from trl.config import Optimizer, Schedule
 from trl.objectives import build_objective
 from trl.objectives.base import Batch, Terms
