@@ -3,6 +3,7 @@
 import io
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -57,13 +58,34 @@ def overridden(text: str, overrides: list[str]) -> str:
     yaml.preserve_quotes = True
     yaml.default_flow_style = None  # of what is new: the innermost lists and mappings on one line
     kept = yaml.load(text)
-    _carry_over(wanted, kept)
+    _carry_over(wanted, kept, _shared(kept))
     stream = io.StringIO()
     yaml.dump(kept, stream)
     return stream.getvalue()
 
 
-def _carry_over(wanted: dict[str, Any], kept: CommentedMap) -> None:
+def _shared(kept: CommentedMap) -> set[int]:
+    """The ids of the mappings that stand in several places, by an alias.
+
+    ruamel.yaml forgets the anchors that PyYAML makes (`&id001`), so that an anchor's name does not tell.
+    """
+    seen: Counter[int] = Counter()
+
+    def visit(value: Any) -> None:
+        if isinstance(value, CommentedMap):
+            seen[id(value)] += 1
+            if seen[id(value)] == 1:
+                for _, part in value.non_merged_items():
+                    visit(part)
+        elif isinstance(value, list):
+            for part in value:
+                visit(part)
+
+    visit(kept)
+    return {place for place, times in seen.items() if times > 1}
+
+
+def _carry_over(wanted: dict[str, Any], kept: CommentedMap, shared: set[int]) -> None:
     """Give `kept`, which nobody shares, the content of `wanted`."""
     for key in set(kept) - set(wanted):
         del kept[key]
@@ -71,15 +93,15 @@ def _carry_over(wanted: dict[str, Any], kept: CommentedMap) -> None:
     for key, value in wanted.items():
         if key in kept and kept[key] == value:
             continue
-        if isinstance(value, dict) and _may_change(own.get(key), value):
-            _carry_over(value, own[key])
+        if isinstance(value, dict) and _may_change(own.get(key), value, shared):
+            _carry_over(value, own[key], shared)
         else:
             kept[key] = value
 
 
-def _may_change(kept: Any, wanted: dict[str, Any]) -> bool:
+def _may_change(kept: Any, wanted: dict[str, Any], shared: set[int]) -> bool:
     """Whether a mapping can be changed in place: it has no anchor, and what is to go is not merged in."""
-    if not isinstance(kept, CommentedMap) or kept.yaml_anchor():
+    if not isinstance(kept, CommentedMap) or kept.yaml_anchor() or id(kept) in shared:
         return False
     own = {key for key, _ in kept.non_merged_items()}
     return own >= set(kept) - set(wanted)

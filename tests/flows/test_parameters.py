@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from flows.parameters import overridden, override
+from tests.helpers import ROOT
 from trl.common.errors import TrlError
 
 WHOLE = (Path(__file__).parents[2] / "params.yaml").read_text()
@@ -142,3 +143,16 @@ def test_a_wrong_override_is_one_line_and_leaves_the_file(params: Path, wrong: s
     assert explained in str(error.value)
     assert "\n" not in str(error.value)
     assert params.read_text() == TEXT
+
+
+def test_anchors_that_pyyaml_made_are_unshared_too() -> None:
+    """A program that rewrites params.yaml leaves `&id001`, which ruamel.yaml does not keep as an anchor."""
+    text = yaml.safe_dump(yaml.safe_load((ROOT / "params.yaml").read_text()), sort_keys=False)
+    assert "&id001" in text
+    before, after = yaml.safe_load(text), yaml.safe_load(overridden(text, ["recipes.digits.methods.tla.lambda1=0.25"]))
+    assert after["recipes"]["digits"]["methods"]["tla"].pop("lambda1") == 0.25
+    del before["recipes"]["digits"]["methods"]["tla"]["lambda1"]
+    others = [name for name in before["recipes"] if name != "digits"]
+    fresh = yaml.safe_load(text)
+    assert all(after["recipes"][name] == fresh["recipes"][name] for name in others)
+    assert after["recipes"]["digits"] == before["recipes"]["digits"]
