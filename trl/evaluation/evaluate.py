@@ -21,7 +21,7 @@ from trl.evaluation.cost import Cost
 from trl.evaluation.intervals import accuracy
 from trl.evaluation.masking import check_budget, check_model, check_results
 from trl.evaluation.plausibility import check_accuracy, check_setting
-from trl.evaluation.run import Run, check_setup, may_use_half, open_state
+from trl.evaluation.run import Run, check_setup, may_use_half, open_state, survivors
 from trl.evaluation.signs import Sign
 from trl.nn.modes import evaluating
 from trl.nn.precision import Precision
@@ -222,13 +222,12 @@ def epsilon_curve(
     for epsilon in sorted({float(epsilon) for epsilon in epsilons}):
         left = robust.nonzero().squeeze(1)
         if epsilon > 0 and len(left):
-            attacks = {f"epsilon {epsilon:.4g}": make_attack(epsilon)}
-            survivors = x[left.to(x.device)], y[left.to(y.device)]
-            robust[left] = evaluate(
-                *(model, *survivors, attacks, make_threat(epsilon), batch_size, seed),
-                checks=False,
+            chosen = x[left.to(x.device)], y[left.to(y.device)]
+            _, robust[left] = survivors(
+                *(model, *chosen, make_attack(epsilon), make_threat(epsilon), batch_size, seed),
+                name=f"epsilon {epsilon:.4g}",
                 precision=precision,
-            ).worst
+            )
         found = accuracy(robust)
         points.append(CurvePoint(epsilon, found["accuracy"], found["low"], found["high"]))
     return points

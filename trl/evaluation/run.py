@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from trl.attacks.base import Attack
 from trl.attacks.criterion import MISCLASSIFIED, Criterion
+from trl.attacks.ensemble import parts_of
 from trl.common.errors import TrlError, in_one_line
 from trl.common.images import TOLERANCE, as_input, check_images_and_labels
 from trl.common.progress import Progress, batches, say
@@ -43,11 +44,13 @@ def survivors(
     `evaluate` for one attack, without its checks for signs. `name` is the attack's, which its seed depends on.
     """
     check_setup(model, x, y, batch_size)
-    half = may_use_half(model, precision)
-    with evaluating(model), Progress("evaluate", 2 * len(x), "images") as progress:
+    half, parts = may_use_half(model, precision), parts_of(name, attack)
+    with evaluating(model), Progress("evaluate", (1 + len(parts)) * len(x), "images") as progress:
         run = Run(model, x, y, threat, batch_size, seed, State(None, x.shape), progress, half=half)
-        clean = run.clean()
-        return clean, run.part(name, attack, clean, clean)
+        clean = left = run.clean()
+        for part, member in parts.items():
+            left = run.part(part, member, left, left)
+        return clean, left
 
 
 def attack_all(

@@ -12,6 +12,7 @@ from trl.attacks import build_attack, pgd
 from trl.attacks.ensemble import Ensemble
 from trl.common.errors import TrlError
 from trl.evaluation import attack_all, epsilon_curve, evaluate
+from trl.evaluation.run import survivors
 from trl.threat import L2, Linf
 
 
@@ -435,3 +436,15 @@ def test_curve_never_rises_and_attacks_only_survivors() -> None:
     points = epsilon_curve(Threshold(), x, y, only_weak_at_larger, Linf, [0.0, 0.1, 0.2])
     assert [round(point.accuracy * 3) for point in points] == [2, 1, 1]
     assert attacked == [(0.1, 2), (0.2, 1)]
+
+
+def test_survivors_are_those_of_evaluate() -> None:
+    """Also of an ensemble, whose parts have seeds of their own."""
+    torch.manual_seed(0)
+    model, x, y = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), torch.rand(40, 1, 4, 4), torch.randint(3, (40,))
+    attack = build_attack("autoattack", Linf(0.05), version="custom", parts=("apgd_ce", "square"))
+    expected = evaluate(model, x, y, {"it": attack}, Linf(0.05), 7, checks=False)
+    clean, robust = survivors(model, x, y, attack, Linf(0.05), 7, name="it")
+    assert torch.equal(clean, expected.correct["clean"])
+    assert torch.equal(robust, expected.correct["it"])
+    assert 0 < robust.sum() < clean.sum()
