@@ -4,10 +4,13 @@ import shutil
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tasks.stage import Stage, run_stage
 from tasks.tracking import record_model
+
+if TYPE_CHECKING:
+    from trl.results import AttackResult
 
 
 def attack_model(stage: Stage) -> None:
@@ -15,12 +18,13 @@ def attack_model(stage: Stage) -> None:
     from safetensors.torch import save
 
     from trl.attacks import build_attack, build_attack_at
-    from trl.common.files import write_atomic, write_csv, write_json
+    from trl.common.files import write_atomic
     from trl.common.progress import say
     from trl.data import load_splits
     from trl.evaluation import epsilon_curve, evaluate
     from trl.models import load_model
     from trl.nn.device import choose_device
+    from trl.results import CurvePoint
     from trl.threat import build_threat
 
     recipe, config, paths = stage.recipe, stage.recipe.attack, stage.model_paths
@@ -30,7 +34,7 @@ def attack_model(stage: Stage) -> None:
     threat = build_threat(recipe.threat.norm, recipe.threat.epsilon)
     attacks = {name: build_attack(spec.name, threat, **spec.options) for name, spec in config.attacks.items()}
     state = Path("checkpoints", stage.recipe_name, f"{stage.method}-{stage.seed}-attack")
-    result = evaluate(
+    found = evaluate(
         *(model, images, labels, attacks, threat, config.batch_size, stage.seed),
         precision=config.precision,
         state=state,
@@ -45,21 +49,21 @@ def attack_model(stage: Stage) -> None:
         *(model, images[:n], labels[:n], make_attack, make_threat, config.curve.epsilons),
         *(config.batch_size, stage.seed, config.precision),
     )
-    curve = [{"attack": spec.name, **point._asdict()} for point in points]
-    stored = {"adversarials": result.adversarials, **{f"correct.{k}": v for k, v in result.correct.items()}}
-    write_atomic(paths.adversarials / "adversarials.safetensors", save(stored, result.caveats))
-    write_csv(paths.metrics / "curve.csv", curve)
-    write_json(paths.metrics / "attack.json", result.summary())
+    stored = {"adversarials": found.adversarials, **{f"correct.{k}": v for k, v in found.correct.items()}}
+    write_atomic(paths.adversarials / "adversarials.safetensors", save(stored, found.caveats))
+    CurvePoint.write(paths.metrics, [CurvePoint(attack=spec.name, **point._asdict()) for point in points])
+    result = found.result()
+    result.write(paths.metrics)
     shutil.rmtree(state)
-    say(_line(stage, result.summary()))
-    for sign in result.signs:
+    say(_line(stage, result))
+    for sign in found.signs:
         say(f"warning: {stage.method}-{stage.seed}: {sign.name}: {sign.message}")
     record_model(stage)
 
 
-def _line(stage: Stage, summary: dict[str, Any]) -> str:
-    robust = "  ".join(f"{name} {figures['accuracy']:.1%}" for name, figures in summary["robust"].items())
-    return f"{stage.method}-{stage.seed}: clean {summary['clean']['accuracy']:.1%}  {robust}"
+def _line(stage: Stage, result: "AttackResult") -> str:
+    robust = "  ".join(f"{name} {figures.accuracy:.1%}" for name, figures in result.robust.items())
+    return f"{stage.method}-{stage.seed}: clean {result.clean.accuracy:.1%}  {robust}"
 
 
 if __name__ == "__main__":

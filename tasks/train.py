@@ -25,7 +25,6 @@ def train_on(stage: Stage, device: str) -> None:
 
     from trl.attacks import build_attack, build_attack_at
     from trl.common.errors import TrlError
-    from trl.common.files import write_csv, write_json
     from trl.common.progress import say
     from trl.common.seeds import derive_seed
     from trl.data import TrainingData, load_splits
@@ -34,6 +33,7 @@ def train_on(stage: Stage, device: str) -> None:
     from trl.nn.precision import has_fast_bf16
     from trl.objectives import build_objective
     from trl.objectives.base import Setting
+    from trl.results import Epoch, TrainResult
     from trl.threat import build_threat
     from trl.training import Checkpoint, train
 
@@ -82,23 +82,20 @@ def train_on(stage: Stage, device: str) -> None:
         return
 
     model.load_state_dict(outcome.state)
-    save_model(model, stage.model_paths.model)
-    weights = weights_sha256(stage.model_paths.model)
-    best = outcome.best
-    write_csv(stage.model_paths.metrics / "training.csv", outcome.history)
-    write_json(
-        stage.model_paths.metrics / "train.json",
-        {
-            "val_clean": best["val_clean"],
-            "val_robust": best["val_robust"],
-            "best_epoch": best["epoch"],
-            "epochs": config.epochs,
-            "seconds": round(sum(row["seconds"] for row in outcome.history), 1),
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu",
-            "weights": weights,
-        },
-    )
+    paths = stage.model_paths
+    save_model(model, paths.model)
+    weights, best = weights_sha256(paths.model), outcome.best
+    Epoch.write(paths.metrics, [Epoch(**row) for row in outcome.history])
+    TrainResult(
+        val_clean=best["val_clean"],
+        val_robust=best["val_robust"],
+        best_epoch=best["epoch"],
+        epochs=config.epochs,
+        seconds=round(sum(row["seconds"] for row in outcome.history), 1),
+        parameters=sum(p.numel() for p in model.parameters()),
+        device=torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu",
+        weights=weights,
+    ).write(paths.metrics)
     checkpoint.remove()
     run.end(weights)
     say(

@@ -24,7 +24,7 @@ from trl.detection.figures import detection_auc
 from trl.detectors import load_detector
 from trl.detectors.observe import embed
 from trl.models import build_model, load_model, save_model
-from trl.results import Detect
+from trl.results import DetectResult
 
 PATHS = RecipePaths("digits").model("um", 0)
 
@@ -93,7 +93,7 @@ def test_the_detector_sees_natural_training_images_alone(stage: Callable[..., St
 
 def test_the_files_say_what_was_found(stage: Callable[..., Stage], capsys: pytest.CaptureFixture[str]) -> None:
     detect(stage(false_alarms=0.05))
-    found = Detect.model_validate_json((PATHS.metrics / "detect.json").read_text())
+    found = DetectResult.model_validate_json((PATHS.metrics / "detect.json").read_text())
     assert list(found.detectors) == ["gaussian", "energy"]
     assert (found.detector, found.epsilon, found.false_alarms) == ("gaussian", 0.2, 0.05)
     said = capsys.readouterr().out
@@ -168,12 +168,12 @@ def test_what_the_stage_attack_found_counts_too(stage: Callable[..., Stage]) -> 
     made = stage()
     test = load_splits(RecipePaths("digits").data).test
     detect(made)
-    before = Detect.model_validate_json((PATHS.metrics / "detect.json").read_text()).deployed
+    before = DetectResult.model_validate_json((PATHS.metrics / "detect.json").read_text()).deployed
     other = torch.stack([test.images[test.labels != label][0] for label in test.labels[:30]]) / 255
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("trl.common.arrays.read_safetensors", lambda path: {"adversarials": other})
         detect(made)
-        after = Detect.model_validate_json((PATHS.metrics / "detect.json").read_text()).deployed
+        after = DetectResult.model_validate_json((PATHS.metrics / "detect.json").read_text()).deployed
         assert after.static == before.static  # they are no attack of this stage
         assert after.rejection.clean == before.rejection.clean
         assert after.rejection.static["stage attack"].accuracy <= after.rejection.clean.accuracy - 0.6  # 30 of 40
@@ -181,14 +181,14 @@ def test_what_the_stage_attack_found_counts_too(stage: Callable[..., Stage]) -> 
         assert after.warnings == []
         assert after.adaptive.all.auc.value < before.adaptive.all.auc.value
         detect(stage(epsilon=0.1))  # they may lie outside of a smaller threat
-        smaller = Detect.model_validate_json((PATHS.metrics / "detect.json").read_text()).deployed
+        smaller = DetectResult.model_validate_json((PATHS.metrics / "detect.json").read_text()).deployed
         assert list(smaller.rejection.static) == ["pgd"]
 
 
 def test_a_warning_is_said_and_kept(stage: Callable[..., Stage], capsys: pytest.CaptureFixture[str]) -> None:
     """One query of Square is no attack: what the detector is then credited with, the classifier alone does not keep."""
     detect(stage(false_alarms=0.1, adaptive={"samples": 100, "attacks": {"square": {"queries": 1}}}))
-    found = Detect.model_validate_json((PATHS.metrics / "detect.json").read_text()).detectors["gaussian"]
+    found = DetectResult.model_validate_json((PATHS.metrics / "detect.json").read_text()).detectors["gaussian"]
     assert list(found.rejection.adaptive) == ["square selective"]
     (warning,) = found.warnings
     assert warning.startswith(f"credit: with rejection {found.rejection.worst.accuracy:.1%} of 100 images withstand")

@@ -1,13 +1,28 @@
+import csv
 import json
 import math
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from tests.helpers.synthetic_results import METHODS, write_metrics
 from trl.common.errors import TrlError
 from trl.report import load_results
+from trl.results import (
+    AttackResult,
+    CurvePoint,
+    DetectionPoint,
+    DetectResult,
+    Document,
+    Epoch,
+    RocPoint,
+    Row,
+    ScoreBin,
+    TrainResult,
+    TsnePoint,
+)
 
 FILES = {
     "training.csv": "train",
@@ -20,6 +35,9 @@ FILES = {
     "detection.csv": "detect",
     "tsne.csv": "detect",
 }
+
+DOCUMENTS: tuple[type[Document], ...] = (TrainResult, AttackResult, DetectResult)
+ROWS: tuple[type[Row], ...] = (Epoch, CurvePoint, RocPoint, ScoreBin, DetectionPoint, TsnePoint)
 
 
 def refusal(folder: Path, *methods: str) -> str:
@@ -157,3 +175,41 @@ def test_models_measured_differently_are_not_compared(tmp_path: Path, file: str,
     message = refusal(tmp_path, "um", "at")
     assert message.startswith(f"{path}: ")
     assert str(tmp_path / "um-0" / file) in message
+
+
+@pytest.mark.parametrize("kind", DOCUMENTS)
+def test_a_document_is_written_as_it_was_read(tmp_path: Path, kind: type[Document]) -> None:
+    """What does not exist included: null for a number, and no entry for what has none."""
+    folder = write_metrics(tmp_path, ["um"]) / "um-0"
+    before = json.loads((folder / kind.file).read_text())
+    assert FILES[kind.file] == kind.stage
+    for left_out in ("stages", "warnings"):
+        before.pop(left_out, None)
+        kind.model_validate(before).write(tmp_path)
+        assert json.loads((tmp_path / kind.file).read_text()) == kind.read(tmp_path).content()
+        assert json.loads((tmp_path / kind.file).read_text()).keys() == before.keys()
+    assert "NaN" not in (tmp_path / kind.file).read_text()
+
+
+@pytest.mark.parametrize("kind", ROWS)
+def test_rows_are_written_as_they_were_read(tmp_path: Path, kind: type[Row]) -> None:
+    folder = write_metrics(tmp_path, ["tla"]) / "tla-0"
+    kind.write(tmp_path, kind.read(folder))
+    before, after = (list(csv.reader((at / kind.file).open())) for at in (folder, tmp_path))
+    assert FILES[kind.file] == kind.stage
+    assert after == before
+
+
+def test_an_objectives_terms_are_columns_of_their_own() -> None:
+    row = {"epoch": 1, "lr": 0.1, "loss": 2, "ce": 1.5, "norm": 3.0, "accuracy": 0.5, "seconds": 1}
+    epoch = Epoch(**row, val_clean=None, val_robust=None)
+    assert epoch.terms == {"ce": 1.5, "norm": 3.0}
+    assert list(epoch.columns) == [*row, "val_clean", "val_robust"]
+    assert epoch.model_dump() == row | {"val_clean": None, "val_robust": None}
+
+
+def test_what_makes_no_sense_is_not_written(tmp_path: Path) -> None:
+    found = AttackResult.read(write_metrics(tmp_path, ["at"]) / "at-0")
+    for wrong in ({"robust": {}}, {"epsilon": "large"}, {"clean": {"accuracy": 2}}):
+        with pytest.raises(ValidationError):
+            AttackResult.model_validate(found.content() | wrong)

@@ -25,9 +25,11 @@ from trl.evaluation.run import Run, check_setup, may_use_half, open_state, survi
 from trl.evaluation.signs import Sign
 from trl.nn.modes import evaluating
 from trl.nn.precision import Precision
+from trl.results.attack import WORST, AttackResult, Passes
+from trl.results.base import Accuracy
 from trl.threat import Threat
 
-RESERVED = ("clean", "worst")
+RESERVED = ("clean", WORST)
 
 
 @dataclass(frozen=True)
@@ -64,27 +66,29 @@ class Evaluation:
         """Why the `adversarials` are no worst case, by sign: for the file that keeps them. Empty without one."""
         return {sign.name: sign.message for sign in self.signs if sign.name in ("random", "unsteady")}
 
+    def result(self) -> AttackResult:
+        """The figures, accuracies with 95 % intervals: what a pipeline run keeps in attack.json."""
+        robust = {name: correct for name, correct in self.correct.items() if name != "clean"} | {WORST: self.worst}
+        stages = {name: {part: _accuracy(left) for part, left in parts.items()} for name, parts in self.stages.items()}
+        return AttackResult(
+            epsilon=self.epsilon,
+            clean=_accuracy(self.correct["clean"]),
+            robust={name: _accuracy(correct) for name, correct in robust.items()},
+            **({"stages": stages} if stages else {}),
+            cost={
+                name: Passes(forwards=cost.forwards, backwards=cost.backwards, precision=cost.precision)
+                for name, cost in self.costs.items()
+            },
+            warnings=[f"{sign.name}: {sign.message}" for sign in self.signs],
+        )
+
     def summary(self) -> dict[str, Any]:
-        """Ready for JSON, accuracies with 95 % intervals; `stages` only where there are ensembles.
+        """`result` ready for JSON; `stages` only where there are ensembles.
 
         `{"epsilon", "clean", "robust": {attack: …, "worst": …}, "stages": {attack: {part: …}},
         "cost": {attack: {"forwards", "backwards", "precision"}}, "warnings": ["name: message", …]}`.
         """
-        robust = {name: correct for name, correct in self.correct.items() if name != "clean"}
-        stages = {
-            name: {part: accuracy(correct) for part, correct in parts.items()} for name, parts in self.stages.items()
-        }
-        return {
-            "epsilon": self.epsilon,
-            "clean": accuracy(self.correct["clean"]),
-            "robust": {name: accuracy(correct) for name, correct in {**robust, "worst": self.worst}.items()},
-            **({"stages": stages} if stages else {}),
-            "cost": {
-                name: {"forwards": cost.forwards, "backwards": cost.backwards, "precision": cost.precision}
-                for name, cost in self.costs.items()
-            },
-            "warnings": [f"{sign.name}: {sign.message}" for sign in self.signs],
-        }
+        return self.result().content()
 
 
 class CurvePoint(NamedTuple):
@@ -188,6 +192,10 @@ def evaluate(
     for rows in batches(len(x), batch_size):
         distances[rows] = threat.distance(adversarials[rows], as_input(x[rows], cpu))
     return Evaluation(float(threat.epsilon), correct, stages, adversarials, distances, run.state.costs, signs)
+
+
+def _accuracy(correct: Tensor) -> Accuracy:
+    return Accuracy(**accuracy(correct))
 
 
 def _all(correct: Mapping[str, Tensor]) -> Tensor:

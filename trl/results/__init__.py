@@ -1,0 +1,54 @@
+"""The schema of every result file of a pipeline run: one module for the files of a stage."""
+
+from trl.results.attack import WORST, AttackResult, CurvePoint, Passes
+from trl.results.base import Accuracy, Document, Row
+from trl.results.detect import (
+    ADAPTIVE,
+    DetectionPoint,
+    DetectorFigures,
+    DetectResult,
+    Figure,
+    Figures,
+    Neighbours,
+    Rejection,
+    Representation,
+    RocPoint,
+    ScoreBin,
+    Subset,
+    Subsets,
+    TsnePoint,
+    Validation,
+)
+from trl.results.load import ModelResults, Results, load_model_results, load_results
+from trl.results.train import Epoch, TrainResult
+
+__all__ = [
+    "ADAPTIVE",
+    "WORST",
+    "Accuracy",
+    "AttackResult",
+    "CurvePoint",
+    "DetectResult",
+    "DetectionPoint",
+    "DetectorFigures",
+    "Document",
+    "Epoch",
+    "Figure",
+    "Figures",
+    "ModelResults",
+    "Neighbours",
+    "Passes",
+    "Rejection",
+    "Representation",
+    "Results",
+    "RocPoint",
+    "Row",
+    "ScoreBin",
+    "Subset",
+    "Subsets",
+    "TrainResult",
+    "TsnePoint",
+    "Validation",
+    "load_model_results",
+    "load_results",
+]

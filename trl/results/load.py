@@ -1,0 +1,127 @@
+"""All that a pipeline run found, read and checked: one folder of result files per trained model."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trl.results.attack import WORST, AttackResult, CurvePoint
+from trl.results.base import Document, Row, broken
+from trl.results.detect import DetectionPoint, DetectResult, RocPoint, ScoreBin, TsnePoint
+from trl.results.train import Epoch, TrainResult
+
+
+@dataclass(frozen=True)
+class ModelResults:
+    """Everything measured on one trained model."""
+
+    method: str
+    seed: int
+    training: Sequence[Epoch]
+    train: TrainResult
+    attack: AttackResult
+    curve: Sequence[CurvePoint]
+    detect: DetectResult
+    roc: Sequence[RocPoint]
+    scores: Sequence[ScoreBin]
+    detection: Sequence[DetectionPoint]
+    tsne: Sequence[TsnePoint]
+
+    @property
+    def epochs(self) -> Mapping[str, Sequence[float]]:
+        """The columns of training.csv, by name."""
+        rows = [epoch.columns for epoch in self.training]
+        return {column: [row[column] for row in rows] for column in rows[0]}
+
+    @property
+    def warnings(self) -> list[tuple[str, str]]:
+        """By what each is about beside the model ("" or a detector), and what it says; those of stage attack first."""
+        about = {"": self.attack.warnings}
+        about |= {f"{name} detector": found.warnings for name, found in self.detect.detectors.items()}
+        return [(what, warning) for what, warnings in about.items() for warning in warnings]
+
+
+@dataclass(frozen=True)
+class Results:
+    """The results of all methods and seeds of one recipe, in the order in which they were asked for."""
+
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+    models: tuple[ModelResults, ...]
+
+    def of(self, method: str) -> list[ModelResults]:
+        """The models of `method`, one per seed."""
+        return [model for model in self.models if model.method == method]
+
+    @property
+    def epsilon(self) -> float:
+        """Largest perturbation that the threat allows."""
+        return self.models[0].attack.epsilon
+
+    @property
+    def attacks(self) -> list[str]:
+        """The attacks in the order of the file, `worst` last."""
+        return [name for name in self.models[0].attack.robust if name != WORST] + [WORST]
+
+    @property
+    def detection_attacks(self) -> list[str]:
+        """The static attacks: the detectors were scored on them, and they know nothing of the detectors."""
+        return list(self.models[0].detect.deployed.static)
+
+    @property
+    def detectors(self) -> list[str]:
+        """The detectors, the one to deploy first."""
+        detect = self.models[0].detect
+        return [detect.detector, *(name for name in detect.detectors if name != detect.detector)]
+
+
+def load_results(metrics_folder: Path, methods: Sequence[str], seeds: Sequence[int]) -> Results:
+    """Read `<metrics_folder>/<method>-<seed>/…` for every method and seed; the folder is that of one recipe.
+
+    TrlError names a file that is missing, broken, or measured with other attacks or another epsilon than the rest.
+    """
+    models = tuple(load_model_results(metrics_folder, method, seed) for method in methods for seed in seeds)
+    first = _settings(models[0])
+    for model in models[1:]:
+        for kind, setting in _settings(model).items():
+            if setting != first[kind]:
+                path, other = (_folder(metrics_folder, m.method, m.seed) / kind.file for m in (model, models[0]))
+                why = f"measured in another way than {other} (attacks, epsilon or detector)"
+                raise broken(path, why, kind.stage)
+    return Results(tuple(methods), tuple(seeds), models)
+
+
+def load_model_results(metrics_folder: Path, method: str, seed: int) -> ModelResults:
+    """Read `<metrics_folder>/<method>-<seed>/…`; TrlError names a file that is missing or broken."""
+    folder = _folder(metrics_folder, method, seed)
+    return ModelResults(
+        method=method,
+        seed=seed,
+        training=Epoch.read(folder),
+        train=TrainResult.read(folder),
+        attack=AttackResult.read(folder),
+        curve=CurvePoint.read(folder),
+        detect=DetectResult.read(folder),
+        roc=RocPoint.read(folder),
+        scores=ScoreBin.read(folder),
+        detection=DetectionPoint.read(folder),
+        tsne=TsnePoint.read(folder),
+    )
+
+
+def _settings(model: ModelResults) -> dict[type[Document] | type[Row], Any]:
+    """By file: what must be the same in all models for their figures to be comparable."""
+    attack, detect = model.attack, model.detect
+    return {
+        AttackResult: (attack.epsilon, set(attack.robust)),
+        CurvePoint: {(point.attack, point.epsilon) for point in model.curve},
+        DetectResult: (
+            *(detect.epsilon, detect.false_alarms, detect.detector, set(detect.detectors)),
+            set(detect.deployed.static),
+        ),
+        DetectionPoint: {(point.attack, point.epsilon) for point in model.detection},
+    }
+
+
+def _folder(metrics_folder: Path, method: str, seed: int) -> Path:
+    return Path(metrics_folder) / f"{method}-{seed}"
