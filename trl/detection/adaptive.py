@@ -16,7 +16,7 @@ from trl.data.base import ImageSet
 from trl.detection.credit import check_credit, check_score
 from trl.detectors.base import Detector
 from trl.detectors.calibration import Calibration, calibrate
-from trl.detectors.observe import embed
+from trl.detectors.observe import Observed
 from trl.evaluation.evaluate import evaluate
 from trl.evaluation.masking import check_results
 from trl.evaluation.run import attack_all
@@ -55,8 +55,13 @@ class Guarded:
 
 def answers(model: nn.Module, detector: Detector, x: Tensor, y: Tensor, batch_size: int = 500) -> Answers:
     """Of images x (uint8, or float in [0, 1]) with labels y [n]."""
-    seen, logits = embed(model, x, batch_size, detector.reads)
-    return Answers(detector.score(seen).cpu(), logits.argmax(1) != y.cpu())
+    return answers_to(detector, Observed(model, x, y, batch_size))
+
+
+def answers_to(detector: Detector, images: Observed) -> Answers:
+    """The same of images that several detectors may read."""
+    seen, logits = images.read(detector.reads)
+    return Answers(detector.score(seen).cpu(), logits.argmax(1) != images.labels.cpu())
 
 
 def fit_calibrated(
@@ -72,12 +77,17 @@ def fit_calibrated(
     Whether the classifier gets the validation images right makes no difference: those that it gets wrong count, too.
     TrlError for a model that cannot be evaluated or does not show what the detector reads.
     """
-    try_out(model, validation.images)
-    device = device_of(model)
-    seen, _ = embed(model, train.images, batch_size, detector.reads)
+    known, unseen = (Observed(model, data.images, data.labels, batch_size) for data in (train, validation))
+    return fit_observed(detector, known, unseen, false_alarms)
+
+
+def fit_observed(detector: Detector, train: Observed, validation: Observed, false_alarms: float) -> Calibration:
+    """The same with images that several detectors may read."""
+    try_out(validation.model, validation.images)
+    device = device_of(train.model)
+    seen, _ = train.read(detector.reads)
     detector.fit(seen.to(device), train.labels.to(device))
-    natural = answers(model, detector, validation.images, validation.labels, batch_size)
-    return calibrate(natural.scores, false_alarms)
+    return calibrate(answers_to(detector, validation).scores, false_alarms)
 
 
 def attack_guarded(
@@ -104,13 +114,32 @@ def attack_guarded(
     (`evade`): with all others, that is what an adaptive AUC is measured on. Other arguments and errors are those of
     `evaluate`.
     """
+    images = Observed(model, x, y, batch_size)
+    under = {name: images.become(x_adv) for name, x_adv in static.items()}
+    return attack_observed(detector, calibration, images, under, adaptive, threat, seed, state=state, key=key)
+
+
+def attack_observed(
+    detector: Detector,
+    calibration: Calibration,
+    images: Observed,
+    static: Mapping[str, Observed],
+    adaptive: Mapping[str, MakeAttack],
+    threat: Threat,
+    seed: int = 0,
+    *,
+    state: Path | None = None,
+    key: str | None = None,
+) -> Guarded:
+    """The same with images that several detectors may read."""
     if not adaptive:
         raise TrlError("there are no attacks that know the detector: give at least one")
     for name in static:
         if name in ("clean", *(f"{name} {strategy}" for name in adaptive for strategy in STRATEGIES)):
             raise TrlError(f"a static attack is called {name!r}, as other results are: choose another name")
-    natural = answers(model, detector, x, y, batch_size)
-    found = {name: answers(model, detector, x_adv, y, batch_size) for name, x_adv in static.items()}
+    model, x, y, batch_size = images.model, images.images, images.labels, images.batch_size
+    natural = answers_to(detector, images)
+    found = {name: answers_to(detector, x_adv) for name, x_adv in static.items()}
     correct = {"clean": ~natural.wrong & (natural.scores <= calibration.threshold)}
     for name, answer in found.items():
         correct[name] = correct["clean"] & ~(answer.wrong & (answer.scores <= calibration.threshold))

@@ -4,13 +4,14 @@ from trl.detectors.base import Detector
 from trl.detectors.build import build_detector
 from trl.detectors.calibration import Calibration, calibrate
 from trl.detectors.io import load_detector, save_detector
-from trl.detectors.observe import embed
+from trl.detectors.observe import Observed, embed
 from trl.detectors.registry import DETECTORS
 
 __all__ = [
     "DETECTORS",
     "Calibration",
     "Detector",
+    "Observed",
     "build_detector",
     "calibrate",
     "embed",

@@ -1,8 +1,9 @@
 """What a detector reads from a classifier: its logits, its embedding, or what one or several of its layers give."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from difflib import get_close_matches
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -68,6 +69,35 @@ def embed(model: nn.Module, x: Tensor, batch_size: int = 500, reads: Reads = "fe
             parts.append((seen.float().cpu(), logits.float().cpu()))
     seen, logits = (torch.cat(part) for part in zip(*parts, strict=True))
     return seen, logits
+
+
+class Observed:
+    """Labelled images as a model sees them: what is read of them is computed once, and kept for who reads it next.
+
+    `images` [n,…] are as `embed` takes them, `labels` [n] any integers. The model must stay as it is meanwhile.
+    """
+
+    def __init__(self, model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 500) -> None:
+        self.model, self.images, self.labels, self.batch_size = model, images, labels, batch_size
+        self._read: Callable[[Reads], tuple[Tensor, Tensor]]
+        self._read = cache(lambda reads: embed(model, images, batch_size, reads))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, reads: Reads = "features") -> tuple[Tensor, Tensor]:
+        """What a detector that `reads` so is given, and the logits; see `embed`."""
+        return self._read(reads)
+
+    def first(self, n: int | None) -> "Observed":
+        """The first n (None: all), of which nothing is computed that is not kept for all of them."""
+        part = Observed(self.model, self.images[:n], self.labels[:n], self.batch_size)
+        part._read = lambda reads: (self.read(reads)[0][:n], self.read(reads)[1][:n])
+        return part
+
+    def become(self, images: Tensor) -> "Observed":
+        """Other `images` in the place of these, such as what an attack makes of them, under the same labels."""
+        return Observed(self.model, images, self.labels, self.batch_size)
 
 
 def _watch(model: nn.Module, reads: Reads, trace: "_Trace") -> Iterator[RemovableHandle]:

@@ -5,7 +5,7 @@ from torch import nn
 from tests.helpers.tiny_models import Net, images
 from trl.common.errors import TrlError
 from trl.detectors.base import Layer
-from trl.detectors.observe import embed
+from trl.detectors.observe import Observed, embed
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 60, 257])
@@ -35,6 +35,27 @@ def test_any_module() -> None:
     layer, again = embed(model, x, 17, Layer("1"))
     torch.testing.assert_close((layer, again), (model[:2](x / 255).detach(), logits))
     assert model.training
+
+
+def test_what_is_read_is_computed_once() -> None:
+    model, (x, y) = Net().eval(), images()
+    passed: list[int] = []
+    model.register_forward_pre_hook(lambda _, inputs: passed.append(len(inputs[0])))
+    seen = Observed(model, x, y, 50)
+    assert passed == []
+    part, other = seen.first(20), seen.become(x.flip(0))
+    for images_read in (part, seen, seen.first(None), part):
+        images_read.read()
+    assert passed == [50, 10]
+    for reads in ("logits", Layer("body.0"), "logits", Layer("body.0")):
+        seen.read(reads)
+    assert passed == [50, 10] * 3
+    assert (len(seen), len(part), len(other), part.labels.tolist()) == (60, 20, 60, y[:20].tolist())
+    expected = embed(model, x, 50)
+    torch.testing.assert_close(seen.read(), expected, rtol=0, atol=0)
+    torch.testing.assert_close(part.read(), (expected[0][:20], expected[1][:20]), rtol=0, atol=0)
+    torch.testing.assert_close(other.read()[0], expected[0].flip(0))
+    assert other.labels is y
 
 
 def test_what_cannot_be_embedded() -> None:
