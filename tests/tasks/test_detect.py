@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from benchmarks.tiny import TINY
@@ -54,7 +55,6 @@ def stage(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
     """Makes the stage, with other data or settings, in a folder of its own."""
     (tmp_path / "outputs").symlink_to(prepared / "outputs")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("tasks.detect.record_model", lambda stage: None)  # which the end-to-end tests are about
     natural = load_splits(RecipePaths("digits").data)
 
     def make(change: Callable[[Splits], Splits] = lambda splits: splits, **settings: object) -> Stage:
@@ -131,6 +131,23 @@ def test_the_files_say_what_was_found(stage: Callable[..., Stage], capsys: pytes
     assert not Path("checkpoints/digits/um-0-detect").exists()
 
 
+def test_detectors_and_analyses_share_a_pass(stage: Callable[..., Stage], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each set of images, for each thing that is read: training, validation, test, and two sets of adversarials."""
+    passes: list[tuple[int, object]] = []
+
+    def spied(model: nn.Module, x: Tensor, batch_size: int, reads: object) -> tuple[Tensor, Tensor]:
+        passes.append((len(x), reads))
+        return embed(model, x, batch_size, reads)
+
+    monkeypatch.setattr("trl.detectors.observe.embed", spied)
+    detect(stage(detectors={"gaussian": {}, "knn": {}, "energy": {}, "max_logit": {}}))
+    sizes = {name: len(getattr(load_splits(RecipePaths("digits").data), name)) for name in ("train", "validation")}
+    for reads in ("features", "logits"):
+        assert [n for n, read in passes if read == reads and n in (sizes["train"], sizes["validation"], 100)] == [
+            *(sizes["train"], sizes["validation"], *([100] * 3)),
+        ]
+
+
 def test_auc_and_its_figures_agree() -> None:
     generator = torch.Generator().manual_seed(0)
     a, b = torch.randn(50, generator=generator), torch.randn(40, generator=generator) + 1
@@ -158,7 +175,7 @@ def test_auc_and_its_figures_agree() -> None:
 def test_impossible_settings_are_refused_before_any_attack(
     stage: Callable[..., Stage], settings: dict, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trl.evaluation.attack_all", lambda *a, **k: pytest.fail("an attack was run"))
+    monkeypatch.setattr("trl.detection.attacker.attack_all", lambda *a, **k: pytest.fail("an attack was run"))
     with pytest.raises(TrlError, match=message):
         detect(stage(**settings))
 
