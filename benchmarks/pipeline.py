@@ -31,6 +31,7 @@ from benchmarks.publish import publish
 from benchmarks.tiny import TINY
 from benchmarks.turns import say
 from trl.nn.device import choose_device
+from trl.results import TrainResult
 
 ROOT = Path(__file__).parents[1]
 PROBE = Path(__file__).parent / "probe"
@@ -159,7 +160,7 @@ def estimate(run: Mapping[str, Any], metrics: Path) -> dict[str, float]:
     Their training is all the mathematics of which the results say how long it took, as if on one thread; attacks and
     detection are left out.
     """
-    training = [json.loads(file.read_text())["seconds"] for file in sorted(metrics.glob("*/train.json"))]
+    training = [TrainResult.read(file.parent).seconds for file in sorted(metrics.glob(f"*/{TrainResult.file}"))]
     rest = run["cpu"]["Prefect"]
     for kind, figures in run["stages"].items():
         other = sum(figures["cpu"].values()) - figures["cpu"].get("mathematics", 0.0)

@@ -12,6 +12,8 @@ import pytest
 
 from benchmarks import pipeline
 from benchmarks.probe.sitecustomize import PROBES
+from tests.tasks.deployable import rewrite
+from tests.trl.report.synthetic import write_model
 
 TRAIN = "train@digits-um-0"
 
@@ -83,8 +85,8 @@ def test_models_trained_side_by_side_cover_their_time_once() -> None:
 
 def test_a_longer_run_is_estimated(lines: list[dict[str, Any]], tmp_path: Path) -> None:
     for model in ("um-0", "tla-0", "tla-1"):
-        (tmp_path / model).mkdir()
-        (tmp_path / model / "train.json").write_text(json.dumps({"seconds": 100.0}))
+        write_model(tmp_path / model, "tla", 0)
+        rewrite(tmp_path / model / "train.json", seconds=100.0)
     run = {"workers": 2} | pipeline.account(lines, 35.2)
     found = pipeline.estimate(run, tmp_path)
     assert found["models"] == 3
