@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.stage import Stage, run_stage
-from tasks.tracking import record_model
 
 if TYPE_CHECKING:
     from trl.results import AttackResult
@@ -58,7 +57,6 @@ def attack_model(stage: Stage) -> None:
     say(_line(stage, result))
     for sign in found.signs:
         say(f"warning: {stage.method}-{stage.seed}: {sign.name}: {sign.message}")
-    record_model(stage)
 
 
 def _line(stage: Stage, result: "AttackResult") -> str:

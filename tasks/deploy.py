@@ -14,9 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
-
-from pydantic import BaseModel, ValidationError
+from typing import TYPE_CHECKING
 
 import trl
 from tasks.stage import Stage, run_stage
@@ -24,7 +22,7 @@ from tasks.store import client_and_experiment
 from tasks.tracking import record_model
 from trl.common.errors import TrlError, in_one_line
 from trl.common.progress import say
-from trl.registry import explain
+from trl.results import ModelResults, load_model_results
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -33,28 +31,9 @@ if TYPE_CHECKING:
 
     from trl.detection.guard import Guard
 
-File = TypeVar("File", bound=BaseModel)
-
 CHAMPION = "champion"  # the alias that is served
 KEY, FORMER, FIGURE, VALUE = "trl.deployment", "trl.former", "trl.figure", "trl.value"
 NEEDED = ("mlflow", "numpy", "pandas", "pydantic", "safetensors", "scikit-learn", "scipy", "torch", "tqdm")
-
-
-class _Trained(BaseModel):
-    weights: str
-
-
-class _Threshold(BaseModel):
-    threshold: float
-
-
-class _Measured(BaseModel):
-    """What a deployment needs to know from detect.json."""
-
-    epsilon: float
-    detector: str
-    detectors: dict[str, _Threshold]
-    validation: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -62,6 +41,7 @@ class Candidate:
     """A model with its detector, ready to be deployed: its figure on validation images and the `tags` that say all."""
 
     stage: Stage
+    results: ModelResults
     guard: "Guard"
     value: float
     tags: dict[str, str]
@@ -74,8 +54,8 @@ class Candidate:
 
 def deploy(stage: Stage, method: str | None = None, seed: int | None = None) -> None:
     """Register the best of the models that are asked for; the champion it becomes only by a better figure."""
-    candidate = load_candidate(choose(stage, method, seed))
-    run = record_model(candidate.stage)
+    candidate = load_candidate(*choose(stage, method, seed))
+    run = record_model(candidate.stage, candidate.results)
     if run is None:
         raise TrlError("nothing was deployed, since MLflow cannot be used, as the warning above says")
     with _readable():
@@ -102,44 +82,45 @@ def deploy(stage: Stage, method: str | None = None, seed: int | None = None) -> 
     say(f"serve it: {store}mlflow models serve -m models:/{candidate.name}@{CHAMPION} --env-manager local -p 5001")
 
 
-def choose(stage: Stage, method: str | None, seed: int | None) -> Stage:
-    """The model with the best figure on validation images; among equals the first."""
+def choose(stage: Stage, method: str | None, seed: int | None) -> tuple[Stage, ModelResults]:
+    """The model with the best figure on validation images, and all that was measured on it; among equals the first."""
     params = stage.params
     methods = params.methods if method is None else (method,)
     seeds = params.seeds if seed is None else (seed,)
-    models = [Stage(params, stage.recipe_name, m, s) for m in methods for s in seeds]
-    return max(models, key=lambda model: _value(model, _measured(model)))
+    models = [load_model_results(stage.paths.metrics, m, s) for m in methods for s in seeds]
+    best = max(models, key=lambda model: _value(stage, model))
+    return Stage(params, stage.recipe_name, best.method, best.seed), best
 
 
-def load_candidate(stage: Stage) -> Candidate:
+def load_candidate(stage: Stage, results: ModelResults) -> Candidate:
     """Load and check the model and its detector; TrlError for files that are missing or do not belong together."""
     from trl.detection.guard import Guard
     from trl.models import weights_sha256
 
-    paths, measured = stage.model_paths, _measured(stage)
+    paths, detect = stage.model_paths, results.detect
     guard = Guard.load(paths.model, paths.detector)
     weights = weights_sha256(paths.model)
-    if _read(paths.metrics / "train.json", "train", _Trained).weights != weights:
+    if results.train.weights != weights:
         raise TrlError(f"{paths.metrics}: measured on other weights than {paths.model} holds; run `dvc repro`")
-    if measured.detectors.get(measured.detector) != _Threshold(threshold=guard.calibration.threshold):
+    if detect.deployed.threshold != guard.calibration.threshold:
         raise TrlError(f"{paths.metrics}: measured with another detector than {paths.detector} holds; run `dvc repro`")
     detector = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(paths.detector.iterdir()))).hexdigest()
-    value = _value(stage, measured)
+    value = _value(stage, results)
     tags = {
         KEY: f"{stage.params.deploy.name} {weights[:16]} {detector[:16]}",
         "trl.recipe": stage.recipe_name,
         "trl.data": stage.recipe.data.name,
         "trl.method": stage.method,
         "trl.seed": str(stage.seed),
-        "trl.threat": f"{stage.recipe.threat.norm} {measured.epsilon:g}",
-        "trl.detector": measured.detector,
+        "trl.threat": f"{stage.recipe.threat.norm} {detect.epsilon:g}",
+        "trl.detector": detect.detector,
         "trl.weights": weights,
         FIGURE: stage.params.deploy.figure,
         VALUE: str(value),
         "trl.threshold": str(guard.calibration.threshold),
         "trl.false_alarms": str(guard.calibration.false_alarms),
     }
-    return Candidate(stage, guard, value, tags)
+    return Candidate(stage, results, guard, value, tags)
 
 
 def save_served(candidate: Candidate, folder: Path, model_id: str, run: str) -> None:
@@ -262,25 +243,10 @@ def _describe(version: "ModelVersion") -> str:
     )
 
 
-def _measured(stage: Stage) -> _Measured:
-    return _read(stage.model_paths.metrics / "detect.json", "detect", _Measured)
-
-
-def _read(path: Path, stage: str, content: type[File]) -> File:
-    try:
-        return content.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise TrlError(f"{path}: cannot be read ({error.strerror}); run the {stage} stage (`dvc repro`)") from None
-    except ValidationError as error:
-        raise TrlError(f"{path}: {explain(error, content)}; run the {stage} stage (`dvc repro`)") from None
-
-
-def _value(stage: Stage, measured: _Measured) -> float:
-    figure = stage.params.deploy.figure
-    if figure not in measured.validation:
-        path = stage.model_paths.metrics / "detect.json"
-        raise TrlError(f"{path}: validation.{figure} is missing; run the detect stage (`dvc repro`)")
-    return measured.validation[figure]
+def _value(stage: Stage, results: ModelResults) -> float:
+    """The figure by which a model is chosen."""
+    value: float = getattr(results.detect.validation, stage.params.deploy.figure)
+    return value
 
 
 @contextmanager

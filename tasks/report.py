@@ -3,17 +3,15 @@
 import sys
 
 from tasks.stage import Stage, run_stage
-from tasks.tracking import record_pipeline
 
 
 def report(stage: Stage) -> None:
-    """Write the page, print the table, and complete the record in MLflow."""
+    """Write the page, and print the table."""
     from trl.report import load_results, text_table, write_report
 
     results = load_results(stage.paths.metrics, stage.params.methods, stage.params.seeds)
     page = write_report(results, stage.recipe_name, stage.recipe.model_dump(mode="json"), stage.paths.report)
-    record_pipeline(stage)
-    print(f"\n{text_table(results)}\n\nreport: {page}")
+    print(f"\n{text_table(results)}\n\nreport: {page}\nMLflow: `python -m tasks.record` adds these results")
 
 
 if __name__ == "__main__":

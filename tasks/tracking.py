@@ -1,11 +1,10 @@
 """MLflow, the record: one run per trained model, found again by the content of its weights, and one per pipeline run.
 
-Everything is logged from result files, so a store that was lost is complete again after `python -m tasks.record`.
-Only the training curves are logged live. MLflow being out of reach never fails a stage: its results are in files.
+While a model trains, its curves are logged live; `python -m tasks.record` logs all else from the result files, and the
+curves, too, if the store was lost. MLflow being out of reach never fails a stage: its results are in files.
 """
 
 import contextlib
-import csv
 import hashlib
 import json
 import math
@@ -19,9 +18,21 @@ from urllib.parse import quote, urlencode
 
 import yaml
 
+from tasks.metrics import attack_metrics, detect_metrics, epoch_metrics, train_metrics
 from tasks.stage import Stage
 from tasks.store import client_and_experiment
+from trl.common.errors import TrlError
 from trl.common.progress import say
+from trl.results import (
+    AttackResult,
+    DetectResult,
+    Epoch,
+    ModelResults,
+    Results,
+    TrainResult,
+    collect,
+    load_model_results,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -63,52 +74,56 @@ class ModelRun:
             run._client = client
         return run
 
-    def log(self, row: Mapping[str, Any]) -> None:
+    def log(self, epoch: Epoch) -> None:
         """Log one epoch, unless an interrupted training has logged it already."""
-        if self._client is None or row["epoch"] <= self._logged:
+        if self._client is None or epoch.epoch <= self._logged:
             return
         client, self._client = self._client, None  # a store that fails once is left alone for the rest of the run
         with _forgiving():
-            client.log_batch(self._run_id, metrics=_epoch_metrics(row))
+            client.log_batch(self._run_id, metrics=_points(epoch_metrics(epoch), epoch.epoch))
             self._client = client
 
     def end(self, weights: str) -> None:
-        """Tie the run to the weights it led to, and log the rest from the result files."""
-        if self._client is not None:
-            with _forgiving():
-                client, experiment = client_and_experiment(self.stage)
-                if _search(client, experiment, WEIGHTS, weights):  # the same training, repeated
-                    client.delete_run(self._run_id)
-                else:
-                    client.set_tag(self._run_id, WEIGHTS, weights)  # from now on `record_model` finds it
-                    client.set_tag(self._run_id, f"{LOGGED}.training.csv", weights)
-        record_model(self.stage)
+        """Tie the run, which has all curves, to the weights it led to: `record_model` finds it by them."""
+        if self._client is None:
+            return
+        with _forgiving():
+            client, experiment = client_and_experiment(self.stage)
+            if _search(client, experiment, WEIGHTS, weights):  # the same training, repeated
+                client.delete_run(self._run_id)
+            else:
+                client.set_tag(self._run_id, WEIGHTS, weights)
+                client.set_tag(self._run_id, f"{LOGGED}.{Epoch.file}", weights)
+                client.set_terminated(self._run_id, "FINISHED")
 
 
-def record_model(stage: Stage, *, figures: bool = False) -> str | None:
-    """Make a trained model's run complete: parameters, data set, and the figures of every result file that exists.
+def record_model(stage: Stage, results: ModelResults, *, artifacts: bool = False) -> str | None:
+    """Make a trained model's run complete: parameters, data set, and the figures of all result files.
 
-    `figures` adds artifacts (result files, weights, plots). Returns the run's id, or None if the store failed.
-    What is logged already is left alone.
+    With `artifacts` also the result files themselves, weights and plots. Returns the run's id, or None if the store
+    failed. What is logged already is left alone.
     """
-    folder = stage.model_paths.metrics
+    folder, weights = stage.model_paths.metrics, results.train.weights
     with _forgiving():
         client, experiment = client_and_experiment(stage)
-        weights = json.loads((folder / "train.json").read_text())["weights"]
         found = _search(client, experiment, WEIGHTS, weights)
         run = found[0] if found else _create(client, experiment, stage, {WEIGHTS: weights})
         run_id: str = run.info.run_id
-        for name, metrics_of in _FILES.items():
+        curves = [point for epoch in results.training for point in _points(epoch_metrics(epoch), epoch.epoch)]
+        for file, content, points in (
             # the same weights have the same curves: training.csv differs in its seconds at most
-            if (folder / name).exists() and run.data.tags.get(f"{LOGGED}.{name}") != (
-                content := weights if name.startswith("train") else _digest(folder / name)
-            ):
-                client.log_batch(run_id, metrics=metrics_of(folder / name))
-                client.set_tag(run_id, f"{LOGGED}.{name}", content)
-        if figures:
+            (Epoch.file, weights, curves),
+            (TrainResult.file, weights, _points(train_metrics(results.train))),
+            (AttackResult.file, _digest(folder / AttackResult.file), _points(attack_metrics(results.attack))),
+            (DetectResult.file, _digest(folder / DetectResult.file), _points(detect_metrics(results.detect))),
+        ):
+            if run.data.tags.get(f"{LOGGED}.{file}") != content:
+                client.log_batch(run_id, metrics=points)
+                client.set_tag(run_id, f"{LOGGED}.{file}", content)
+        if artifacts:
             content = _digest(*sorted(folder.iterdir()))
             if run.data.tags.get(f"{LOGGED}.artifacts") != content:
-                _log_model_artifacts(client, run_id, stage)
+                _log_model_artifacts(client, run_id, stage, results)
                 client.set_tag(run_id, f"{LOGGED}.artifacts", content)
         if run.info.status != "FINISHED":
             client.set_terminated(run_id, "FINISHED")
@@ -137,11 +152,25 @@ def record_pipeline(stage: Stage) -> bool:
     """Record every selected model completely, and the comparison as the parent run of this pipeline run.
 
     A pipeline run is known by the content of its results: repeating it changes nothing, new results make a new parent.
-    Returns whether all of it is in the store now.
+    Returns whether all of it is in the store now. TrlError for a result file that is missing or broken, once the models
+    that have all of theirs are recorded.
     """
-    params = stage.params
-    stages = [Stage(params, stage.recipe_name, m, s) for m in params.methods for s in params.seeds]
-    children = [record_model(child, figures=True) for child in stages]
+    from trl.report import text_table
+
+    params, folder = stage.params, stage.paths.metrics
+    stages = [Stage(params, stage.recipe_name, method, seed) for method in params.methods for seed in params.seeds]
+    models: list[ModelResults] = []
+    runs: list[str | None] = []
+    errors: list[TrlError] = []
+    for child in stages:
+        try:
+            models.append(load_model_results(folder, child.method, child.seed))
+            runs.append(record_model(child, models[-1], artifacts=True))
+        except TrlError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
+    results = collect(folder, params.methods, params.seeds, models)
     with _forgiving():
         from mlflow.tracking.context.registry import resolve_tags
 
@@ -152,7 +181,7 @@ def record_pipeline(stage: Stage) -> bool:
         if found:
             parent = found[0].info.run_id
         else:
-            table = _comparison(stage)
+            table = f"```\n{text_table(results)}\n```"
             tags = {PIPELINE: content, "trl.recipe": stage.recipe_name, "trl.kind": "pipeline", NOTE: table}
             name = f"{stage.recipe_name} {time.strftime('%Y-%m-%d %H:%M')}"
             parent = client.create_run(experiment, run_name=name, tags=resolve_tags(tags)).info.run_id
@@ -161,10 +190,9 @@ def record_pipeline(stage: Stage) -> bool:
             client.log_param(parent, "methods", ", ".join(params.methods))
             client.log_param(parent, "seeds", ", ".join(map(str, params.seeds)))
             client.set_terminated(parent, "FINISHED")
-        for child in children:
-            if child is not None:
-                client.set_tag(child, "mlflow.parentRunId", parent)
-        return None not in children
+        for run_id in filter(None, runs):
+            client.set_tag(run_id, "mlflow.parentRunId", parent)
+        return None not in runs
     return False
 
 
@@ -230,104 +258,24 @@ def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix, value
 
 
-def _metrics(values: Mapping[str, Any], step: int = 0) -> list[Any]:
+def _points(values: Mapping[str, float], step: int = 0) -> list[Any]:
+    """As MLflow takes them; what does not exist is left out."""
     from mlflow.entities import Metric
 
     now = int(time.time() * 1000)
-    return [
-        Metric(name, float(value), now, step)
-        for name, value in values.items()
-        if isinstance(value, int | float) and math.isfinite(value)
-    ]
+    return [Metric(name, float(value), now, step) for name, value in values.items() if math.isfinite(value)]
 
 
-def _epoch_metrics(row: Mapping[str, Any]) -> list[Any]:
-    """One row of training.csv as curves: train/…, val/clean and val/robust over epochs."""
-    values: dict[str, Any] = {"epoch": int(row["epoch"])}
-    for name, value in row.items():
-        if name != "epoch" and value not in (None, ""):
-            values[name.replace("val_", "val/") if name.startswith("val_") else f"train/{name}"] = float(value)
-    return _metrics(values, int(row["epoch"]))
-
-
-def _curve_metrics(path: Path) -> list[Any]:
-    with path.open() as file:
-        return [metric for row in csv.DictReader(file) for metric in _epoch_metrics(row)]
-
-
-def _train_metrics(path: Path) -> list[Any]:
-    figures = json.loads(path.read_text())
-    return _metrics(
-        {f"train/{k}": figures[k] for k in ("best_epoch", "parameters")} | {"train/total_seconds": figures["seconds"]}
-    )
-
-
-def _attack_metrics(path: Path) -> list[Any]:
-    figures = json.loads(path.read_text())
-    robust = {f"robust/{name}": value["accuracy"] for name, value in figures["robust"].items()}
-    stages = {
-        f"robust/{name}/{part}": value["accuracy"]
-        for name, parts in figures.get("stages", {}).items()
-        for part, value in parts.items()
-    }
-    warnings = {"robust/warnings": len(figures.get("warnings", []))}
-    return _metrics({"clean/accuracy": figures["clean"]["accuracy"], **robust, **stages, **warnings})
-
-
-def _detect_metrics(path: Path) -> list[Any]:
-    """Every figure of the deployed detector; of each other one AUC, worst case with rejection and warnings."""
-    figures = json.loads(path.read_text())
-    values: dict[str, Any] = {}
-    for name, detector in figures["detectors"].items():
-        attacks, rejection = {**detector["static"], "adaptive": detector["adaptive"]}, detector["rejection"]
-        if name != figures["detector"]:
-            values |= {f"detect/{name}/auc/{a}": subsets["all"]["auc"]["value"] for a, subsets in attacks.items()}
-            values[f"detect/{name}/reject/worst"] = rejection["worst"]["accuracy"]
-            values[f"detect/{name}/warnings"] = len(detector.get("warnings", []))
-            continue
-        values |= {"detect/threshold": detector["threshold"], "detect/false_alarms": detector["false_alarms"]["value"]}
-        values["detect/warnings"] = len(detector.get("warnings", []))
-        for attack, subsets in attacks.items():
-            values |= {f"detect/{kind}/{attack}": figure["value"] for kind, figure in subsets["all"].items()}
-            some = {subset: subsets[subset] for subset in ("successful", "failed") if subsets[subset]}
-            values |= {f"detect/auc_{subset}/{attack}": found["auc"]["value"] for subset, found in some.items()}
-        kept = {
-            **rejection["static"],
-            **rejection["adaptive"],
-            "clean": rejection["clean"],
-            "worst": rejection["worst"],
-        }
-        values |= {f"reject/{images}": accuracy["accuracy"] for images, accuracy in kept.items()}
-    groups = ("validation", "representation", "knn")
-    return _metrics(values | {f"{group}/{k}": v for group in groups for k, v in figures[group].items()})
-
-
-_FILES = {
-    "training.csv": _curve_metrics,
-    "train.json": _train_metrics,
-    "attack.json": _attack_metrics,
-    "detect.json": _detect_metrics,
-}
-
-
-def _log_model_artifacts(client: "MlflowClient", run_id: str, stage: Stage) -> None:
-    from trl.report import load_results, save_figures
+def _log_model_artifacts(client: "MlflowClient", run_id: str, stage: Stage, results: ModelResults) -> None:
+    from trl.report import save_figures
 
     paths = stage.model_paths
     client.log_artifacts(run_id, str(paths.metrics), "results")
-    if paths.model.exists():
+    if paths.model.exists():  # not in a clone that has the results alone
         client.log_artifacts(run_id, str(paths.model), "model")
     with tempfile.TemporaryDirectory() as folder:
-        save_figures(load_results(paths.metrics.parent, [stage.method], [stage.seed]), Path(folder))
+        save_figures(Results((stage.method,), (stage.seed,), (results,)), Path(folder))
         client.log_artifacts(run_id, folder, "figures")
-
-
-def _comparison(stage: Stage) -> str:
-    """The comparison table as Markdown keeps it."""
-    from trl.report import load_results, text_table
-
-    params = stage.params
-    return f"```\n{text_table(load_results(stage.paths.metrics, params.methods, params.seeds))}\n```"
 
 
 def _digest(*files: Path) -> str:

@@ -76,7 +76,7 @@ def train_on(stage: Stage, device: str) -> None:
         validation_attack,
         config,
         checkpoint=checkpoint,
-        on_epoch=run.log if run else lambda row: None,
+        on_epoch=lambda row: run.log(Epoch(**row)) if run else None,
     )
     if not run:
         return

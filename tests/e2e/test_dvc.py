@@ -12,12 +12,17 @@ import pytest
 from mlflow.entities import Run
 
 from tests.helpers.project import Project
+from tests.helpers.synthetic_results import write_model
 
 pytestmark = pytest.mark.e2e
 
 
 def ran(output: str) -> set[str]:
     return set(re.findall(r"Running stage '([^']+)'", output))
+
+
+def record(project: Project) -> None:
+    project.shell("python", "-m", "tasks.record")
 
 
 def artifacts(project: Project, run: Run, folder: str) -> set[str]:
@@ -57,7 +62,15 @@ def test_reruns_do_only_what_changed_and_mlflow_has_it_all(project: Project) -> 
     assert "up to date" in project.shell("dvc", "status")
     assert ran(project.shell("dvc", "repro")) == set()
 
+    # Only the curves are recorded live; the last line says how to record the rest.
+    assert "MLflow: `python -m tasks.record` adds these results" in first
+    assert project.runs("pipeline") == []
+    for row in project.runs("model"):
+        assert {name.partition("/")[0] for name in row.data.metrics} == {"epoch", "train", "val"}
+        assert row.info.status == "FINISHED"
+
     # The record: a row per model with the same metrics, and a parent.
+    record(project)
     rows, parents = project.runs("model"), project.runs("pipeline")
     assert {row.info.run_name for row in rows} == {"digits/um-0", "digits/tla-0"}
     names = [set(row.data.metrics) for row in rows]
@@ -88,21 +101,23 @@ def test_reruns_do_only_what_changed_and_mlflow_has_it_all(project: Project) -> 
     (project.root / "mlflow.db").unlink()
     shutil.rmtree(project.root / "mlartifacts")
     project.store = "/./mlflow.db"  # under its old name MLflow would go on reading the deleted file here
-    project.shell("python", "-m", "tasks.record")
+    record(project)
     again = project.runs("model")
     assert {row.info.run_name: (row.data.metrics, row.data.params) for row in again} == before
     assert "index.html" in artifacts(project, project.runs("pipeline")[0], "report")
-    project.shell("python", "-m", "tasks.record")  # and recording twice adds nothing
+    record(project)  # and recording twice adds nothing
     assert (len(project.runs("model")), len(project.runs("pipeline"))) == (2, 1)
 
     # A changed knob of one method reruns that method; a new seed runs alone, and a new attack trains nothing.
     project.set(lambda p: p["recipes"]["digits"]["methods"]["tla"].update(lambda1=0.25))
     assert ran(project.shell("dvc", "repro")) == models("tla-0") | {"report@digits"}
+    record(project)
     project.set(lambda p: p.update(methods=["tla"], seeds=[0, 1]))
     project.set(lambda p: p["recipes"]["digits"]["attack"].update(samples=50))
     assert ran(project.shell("dvc", "repro")) == models("tla-1") | models("tla-0", stages=("attack", "detect")) | {
         "report@digits"
     }
+    record(project)
     assert len(project.runs("pipeline")) == 3
     assert len(project.runs("model")) == 4  # the two TLA models of seed 0 are different models
 
@@ -173,6 +188,12 @@ def test_a_broken_store_never_costs_results(prepared: Project) -> None:
         MLFLOW_TRACKING_URI="http://127.0.0.1:9",
     )
     assert output.count("warning: MLflow was not updated") >= 1
-    recorded = prepared.shell("python", "-m", "tasks.record", fails=True, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
-    assert "error: MLflow is not complete" in recorded
     assert (prepared.root / "outputs/digits/um-0/model/model.safetensors").exists()
+
+    prepared.set(lambda p: p.update(methods=["um"]))
+    command = ("python", "-m", "tasks.record")
+    missing = "error: metrics/digits/um-0/attack.json: No such file or directory; run the attack stage"
+    assert missing in prepared.shell(*command, fails=True)
+    write_model(prepared.root / "metrics/digits/um-0", "um", 0)
+    recorded = prepared.shell(*command, fails=True, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+    assert "error: MLflow is not complete" in recorded

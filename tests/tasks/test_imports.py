@@ -64,7 +64,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("module", "needed"),
     [
         ("tasks.record", {"mlflow", "pandas", "scipy"}),
-        ("tasks.report", {"mlflow", "pandas", "scipy", "matplotlib"}),
+        ("tasks.report", {"matplotlib"}),
     ],
 )
 def test_what_only_shows_and_records_needs_no_pytorch(

@@ -19,7 +19,7 @@ from trl.results.detect import (
     TsnePoint,
     Validation,
 )
-from trl.results.load import ModelResults, Results, load_model_results, load_results
+from trl.results.load import ModelResults, Results, collect, load_model_results, load_results
 from trl.results.train import Epoch, TrainResult
 
 __all__ = [
@@ -49,6 +49,7 @@ __all__ = [
     "TrainResult",
     "TsnePoint",
     "Validation",
+    "collect",
     "load_model_results",
     "load_results",
 ]

@@ -80,7 +80,14 @@ def load_results(metrics_folder: Path, methods: Sequence[str], seeds: Sequence[i
 
     TrlError names a file that is missing, broken, or measured with other attacks or another epsilon than the rest.
     """
-    models = tuple(load_model_results(metrics_folder, method, seed) for method in methods for seed in seeds)
+    models = [load_model_results(metrics_folder, method, seed) for method in methods for seed in seeds]
+    return collect(metrics_folder, methods, seeds, models)
+
+
+def collect(
+    metrics_folder: Path, methods: Sequence[str], seeds: Sequence[int], models: Sequence[ModelResults]
+) -> Results:
+    """The results of models that were read already; TrlError names a file that was measured in another way."""
     first = _settings(models[0])
     for model in models[1:]:
         for kind, setting in _settings(model).items():
@@ -88,7 +95,7 @@ def load_results(metrics_folder: Path, methods: Sequence[str], seeds: Sequence[i
                 path, other = (_folder(metrics_folder, m.method, m.seed) / kind.file for m in (model, models[0]))
                 why = f"measured in another way than {other} (attacks, epsilon or detector)"
                 raise broken(path, why, kind.stage)
-    return Results(tuple(methods), tuple(seeds), models)
+    return Results(tuple(methods), tuple(seeds), tuple(models))
 
 
 def load_model_results(metrics_folder: Path, method: str, seed: int) -> ModelResults:

@@ -1,0 +1,68 @@
+"""Every name under which MLflow knows a figure: a function per result file. What does not exist is NaN."""
+
+from trl.results import ADAPTIVE, WORST, AttackResult, DetectorFigures, DetectResult, Epoch, TrainResult
+
+
+def epoch_metrics(epoch: Epoch) -> dict[str, float]:
+    """A row of training.csv, a step of the curves: epoch, train/…, val/clean and val/robust."""
+    accuracies = {"val/clean": epoch.val_clean, "val/robust": epoch.val_robust}
+    others = {name: value for name, value in epoch.columns.items() if name not in ("epoch", "val_clean", "val_robust")}
+    return {"epoch": epoch.epoch, **{f"train/{name}": value for name, value in others.items()}, **accuracies}
+
+
+def train_metrics(result: TrainResult) -> dict[str, float]:
+    """train.json: train/…."""
+    return {
+        "train/best_epoch": result.best_epoch,
+        "train/parameters": result.parameters,
+        "train/total_seconds": result.seconds,
+    }
+
+
+def attack_metrics(result: AttackResult) -> dict[str, float]:
+    """attack.json: clean/accuracy, and robust/… by attack and by part of an ensemble."""
+    robust = {f"robust/{name}": figures.accuracy for name, figures in result.robust.items()}
+    stages = {
+        f"robust/{name}/{part}": figures.accuracy
+        for name, parts in result.stages.items()
+        for part, figures in parts.items()
+    }
+    return {"clean/accuracy": result.clean.accuracy, **robust, **stages, "robust/warnings": len(result.warnings)}
+
+
+def detect_metrics(result: DetectResult) -> dict[str, float]:
+    """detect.json: all of the deployed detector (detect/…, reject/…), a few figures of each other (detect/<name>/…),
+    validation/…, representation/… and knn/….
+    """
+    values = _deployed(result.deployed)
+    for name, detector in result.detectors.items():
+        if name != result.detector:
+            values |= {f"detect/{name}/{figure}": value for figure, value in _other(detector).items()}
+    for group in ("validation", "representation", "knn"):
+        values |= {f"{group}/{figure}": value for figure, value in getattr(result, group)}
+    return values
+
+
+def _deployed(detector: DetectorFigures) -> dict[str, float]:
+    values = {
+        "detect/threshold": detector.threshold,
+        "detect/false_alarms": detector.false_alarms.value,
+        "detect/warnings": len(detector.warnings),
+    }
+    for attack, subsets in {**detector.static, ADAPTIVE: detector.adaptive}.items():
+        values |= {f"detect/{name}/{attack}": figure.value for name, figure in subsets.all}
+        for subset, figures in (("successful", subsets.successful), ("failed", subsets.failed)):
+            if figures:
+                values[f"detect/auc_{subset}/{attack}"] = figures.auc.value
+    kept = detector.rejection
+    accuracies = {**kept.static, **kept.adaptive, "clean": kept.clean, WORST: kept.worst}
+    return values | {f"reject/{images}": accuracy.accuracy for images, accuracy in accuracies.items()}
+
+
+def _other(detector: DetectorFigures) -> dict[str, float]:
+    attacks = {**detector.static, ADAPTIVE: detector.adaptive}
+    return {
+        **{f"auc/{attack}": subsets.all.auc.value for attack, subsets in attacks.items()},
+        "reject/worst": detector.rejection.worst.accuracy,
+        "warnings": len(detector.warnings),
+    }
