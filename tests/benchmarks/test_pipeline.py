@@ -12,8 +12,8 @@ import pytest
 
 from benchmarks import pipeline
 from benchmarks.probe.sitecustomize import PROBES
-from tests.tasks.deployable import rewrite
-from tests.trl.report.synthetic import write_model
+from tests.helpers.deployable import rewrite
+from tests.helpers.synthetic_results import write_model
 
 TRAIN = "train@digits-um-0"
 

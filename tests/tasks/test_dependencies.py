@@ -60,6 +60,8 @@ def test_the_code_of_one_method_is_its_own() -> None:
     [
         ("prepare", "trl/data/digits.py", "trl/attacks/pgd.py"),
         ("train", "trl/common/seeds.py", "trl/attacks/fab.py"),
+        ("train", "trl/results/train.py", "trl/results/attack.py"),
+        ("train", "trl/results/base.py", "trl/results/detect.py"),
         ("attack", "trl/attacks/square.py", "trl/objectives/tla.py"),
         ("detect", "trl/detectors/lid.py", "trl/training/loop.py"),
         ("report", "trl/report/page.py", "trl/attacks/pgd.py"),

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from tasks.metrics import attack_metrics, detect_metrics, epoch_metrics, train_metrics
-from tests.trl.report.synthetic import write_metrics
+from tests.helpers.synthetic_results import write_metrics
 from trl.results import ModelResults, load_model_results
 
 
