@@ -27,21 +27,3 @@ def hardest_negative(similarity: Tensor, labels: list[int], pool_labels: list[in
                 best = j
         chosen.append(best)
     return chosen
-
-
-def batch_hard(distance: Tensor, labels: list[int]) -> list[tuple[int, int] | None]:
-    chosen: list[tuple[int, int] | None] = []
-    everyone = range(len(labels))
-    for i, label in enumerate(labels):
-        positives = [j for j in everyone if labels[j] == label and j != i]
-        negatives = [j for j in everyone if labels[j] != label]
-        if positives and negatives:
-            chosen.append(
-                (
-                    max(positives, key=lambda j: float(distance[i, j])),
-                    min(negatives, key=lambda j: float(distance[i, j])),
-                )
-            )
-        else:
-            chosen.append(None)
-    return chosen

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from trl.attacks.base import ascent, check_positive, judge
 from trl.attacks.criterion import MISCLASSIFIED, Criterion, Targeted, check_criterion
-from trl.attacks.losses import Loss, cross_entropy, loss_called
+from trl.attacks.losses import Loss, cross_entropy, get_loss
 from trl.attacks.restarts import Kept
 from trl.common.errors import TrlError
 from trl.common.images import check_input
@@ -53,7 +53,7 @@ def apgd(
     """
     check_criterion(criterion)
     check_positive(steps=steps, restarts=restarts)
-    ascended = loss_called(loss)
+    ascended = get_loss(loss)
     with frozen(model):
         x, y, classes = check_input(x, y)
         if len(x) == 0:

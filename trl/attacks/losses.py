@@ -36,7 +36,7 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
 LOSSES: dict[str, Loss] = {"ce": cross_entropy, "cw": cw_margin, "dlr": dlr}
 
 
-def loss_called(name: str) -> Loss:
+def get_loss(name: str) -> Loss:
     """The loss `name`; TrlError for an unknown one."""
     if name not in LOSSES:
         raise TrlError(f"unknown loss {name!r}; known: {', '.join(LOSSES)}")

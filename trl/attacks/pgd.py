@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from trl.attacks.base import ascent, check_positive, judge
 from trl.attacks.criterion import MISCLASSIFIED, Criterion, check_criterion
-from trl.attacks.losses import loss_called
+from trl.attacks.losses import get_loss
 from trl.attacks.restarts import Kept
 from trl.common.errors import TrlError
 from trl.common.images import check_input
@@ -42,7 +42,7 @@ def pgd(
     """
     check_criterion(criterion)
     check_positive(steps=steps, step_size=step_size, restarts=restarts)
-    ascended, viewed = criterion.loss(loss_called(loss)), criterion.view(model)
+    ascended, viewed = criterion.loss(get_loss(loss)), criterion.view(model)
     if restarts > 1 and not random_start:
         raise TrlError("restarts from the same point all end alike; use random_start or restarts=1")
     step = 2.5 * threat.epsilon / steps if step_size is None else step_size

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from trl.attacks.base import check_positive, judge
 from trl.attacks.criterion import MISCLASSIFIED, Criterion, check_criterion
 from trl.attacks.gradient_free import gradient_free
-from trl.attacks.losses import loss_called
+from trl.attacks.losses import get_loss
 from trl.attacks.restarts import Kept
 from trl.common.errors import TrlError
 from trl.common.images import check_input
@@ -57,7 +57,7 @@ def square(
     """
     check_criterion(criterion)
     check_positive(queries=queries, p_init=p_init, restarts=restarts)
-    scored, viewed = criterion.loss(loss_called(loss)), criterion.view(model)
+    scored, viewed = criterion.loss(get_loss(loss)), criterion.view(model)
     if threat.name not in MOVES:
         raise TrlError(f"square attacks in the norms {', '.join(MOVES)}, not in {threat.name}")
     start, propose = MOVES[threat.name]

@@ -36,7 +36,7 @@ def check_model(model: nn.Module, x: Tensor, y: Tensor) -> list[Sign]:
     `x` uint8 or float in [0, 1], `y` integer [n]. Eval mode, fp32; the model and the random generators stay as they
     were. TrlError for images or logits that make no sense.
     """
-    with _probe(model, x, y) as (x, y):
+    with _subsample(model, x, y) as (x, y):
         answers = [checked_logits(model, x) for _ in range(DRAWS)]
         draws = torch.stack(answers).float()
         logits, precise = draws[0], answers[0].dtype in (torch.float32, torch.float64)
@@ -68,7 +68,7 @@ def check_budget(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, steps: 
 
     Costs `steps`·9/4 gradients: a quarter of the steps, then all, at the threat's epsilon, and all without a bound.
     """
-    with _probe(model, x, y) as (x, y):
+    with _subsample(model, x, y) as (x, y):
         right = checked_logits(model, x).argmax(1) == y
         x, y = x[right], y[right]
         if len(x) == 0:
@@ -271,7 +271,7 @@ def probe_rows(x: Tensor) -> Tensor:
 
 
 @contextmanager
-def _probe(model: nn.Module, x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def _subsample(model: nn.Module, x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Images and labels spread evenly over the data set, on the model's device; inside, all is as for an attack."""
     check_images_and_labels(x, y)
     if len(x) < 2:

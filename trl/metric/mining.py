@@ -26,15 +26,3 @@ def random_negative(labels: Tensor, pool_labels: Tensor) -> tuple[Tensor, Tensor
     """A uniformly random pool image of another class (variant TLA-RN); shapes as in `hardest_negative`."""
     lottery = draw(torch.empty(len(labels), len(pool_labels), device=labels.device), Tensor.uniform_)
     return _choose(lottery, labels[:, None] != pool_labels[None, :])
-
-
-def batch_hard(distance: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Within one batch, each anchor's farthest positive and nearest negative (Hermans et al. 2017, arXiv 1703.07737).
-
-    `distance` [n,n], `labels` [n] → (positive [n], negative [n], found bool [n]); an anchor is never its own positive.
-    """
-    same = labels[:, None] == labels[None, :]
-    other = ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
-    positive, has_positive = _choose(distance, same & other)
-    negative, has_negative = _choose(-distance, ~same)
-    return positive, negative, has_positive & has_negative

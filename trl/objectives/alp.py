@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from trl.common.numbers import NonNegative
-from trl.objectives.base import Batch, Setting, Terms, classification, forward_groups, widened
+from trl.objectives.base import Batch, Setting, Terms, at_least_fp32, classification, forward_groups
 
 
 class LogitPairing:
@@ -20,5 +20,5 @@ class LogitPairing:
         x_adv = batch.attack(model, batch.x, batch.y)
         adversarial, clean = forward_groups(model, model, [x_adv, batch.x])
         terms = classification(adversarial, batch.y, self.setting.label_smoothing)
-        pairing = (widened(clean) - widened(adversarial)).square().sum(1).mean()
+        pairing = (at_least_fp32(clean) - at_least_fp32(adversarial)).square().sum(1).mean()
         return {**terms, "loss": terms["loss"] + self.weight * pairing, "pairing": pairing}

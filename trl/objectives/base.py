@@ -50,14 +50,14 @@ class Objective(Protocol):
         """The loss of one batch, as `Terms`."""
 
 
-def widened(values: Tensor) -> Tensor:
+def at_least_fp32(values: Tensor) -> Tensor:
     """`values` in at least fp32: losses are not summed in the half precision that autocast may leave."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def classification(logits: Tensor, y: Tensor, label_smoothing: float) -> Terms:
     """Cross-entropy (mean) and accuracy of logits [n,k] for labels [n]."""
-    ce = cross_entropy(widened(logits), y, label_smoothing=label_smoothing)
+    ce = cross_entropy(at_least_fp32(logits), y, label_smoothing=label_smoothing)
     return {"loss": ce, "ce": ce, "accuracy": (logits.argmax(1) == y).float().mean()}
 
 

@@ -15,7 +15,7 @@ from trl.metric import hardest_negative, norm_penalty, pairwise_cosine, random_n
 from trl.metric.library import library_loss, offered_loss
 from trl.nn.modes import frozen
 from trl.nn.parallel import ALONE, current, draw, gather, sharing
-from trl.objectives.base import Batch, Setting, Terms, classification, forward_groups, widened
+from trl.objectives.base import Batch, Setting, Terms, at_least_fp32, classification, forward_groups
 from trl.registry import refuse
 
 
@@ -80,12 +80,12 @@ class TripletAdversarial:
         head: Any = model.head
         if self.negative == "queue":
             groups = [x_adv, *self._positives(batch)]
-            adversarial, *positives = map(widened, forward_groups(model, features, groups))
+            adversarial, *positives = map(at_least_fp32, forward_groups(model, features, groups))
             negative, y_negative, found = self._from_queue(adversarial, positives, batch.y)
         else:
             x_negative, y_negative, found = self._negatives(model, x_adv, batch)
             groups = [x_adv, x_negative, *self._positives(batch)]
-            adversarial, negative, *positives = map(widened, forward_groups(model, features, groups))
+            adversarial, negative, *positives = map(at_least_fp32, forward_groups(model, features, groups))
         terms = classification(head(adversarial), batch.y, self.setting.label_smoothing)
         total = torch.zeros_like(terms["loss"])
         figures: dict[str, list[Tensor]] = {}
@@ -136,7 +136,7 @@ class TripletAdversarial:
         features: Any = model.features
         # in full precision, whatever the training passes use: near negatives differ by less than bf16 resolves
         with frozen(model), torch.autocast(x.device.type, enabled=False):
-            return widened(features(x))
+            return at_least_fp32(features(x))
 
     def _from_queue(self, anchors: Tensor, positives: list[Tensor], y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Embeddings and labels of the chosen negatives, and which anchors have one; the queue takes the positives."""

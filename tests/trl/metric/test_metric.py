@@ -7,7 +7,6 @@ from tests.helpers import naive
 from trl.common.errors import TrlError
 from trl.metric import (
     angular_distance,
-    batch_hard,
     hardest_negative,
     norm_penalty,
     pairwise_angular_distance,
@@ -122,28 +121,6 @@ def test_random_negative_reaches_every_candidate() -> None:
     counts = random_negative(labels, pool)[0].bincount(minlength=5)
     assert counts[[0, 3]].sum() == 0
     assert (counts[[1, 2, 4]] > 120).all()
-
-
-def test_batch_hard_oracle() -> None:
-    points, labels = torch.arange(9.0), torch.tensor([0, 0, 1, 1, 0, 2, 1, 1, 1])
-    positive, negative, found = batch_hard((points[:, None] - points).abs(), labels)
-    assert found.tolist() == [True] * 5 + [False] + [True] * 3  # class 2 has one sample
-    assert positive[found].tolist() == [4, 4, 8, 8, 0, 2, 2, 2]
-    negatives = negative[found].tolist()
-    assert negatives[:4] == [2, 2, 1, 4]
-    assert negatives[4] in (3, 5)
-    assert negatives[5:] == [5, 5, 5]
-
-
-@given(seeds, sizes, st.integers(1, 4))
-def test_batch_hard_equals_the_loop(seed: int, n: int, classes: int) -> None:
-    distance = embeddings(seed, (n, n), ties=True)[0].detach()
-    labels = torch.randint(classes, (n,), generator=torch.Generator().manual_seed(seed))
-    positive, negative, found = batch_hard(distance, labels)
-    chosen = [
-        (p, q) if f else None for p, q, f in zip(positive.tolist(), negative.tolist(), found.tolist(), strict=True)
-    ]
-    assert chosen == naive.batch_hard(distance, labels.tolist())
 
 
 @pytest.mark.parametrize("name", ["TripletMarginLoss", "ContrastiveLoss", "NTXentLoss", "MultiSimilarityLoss"])
