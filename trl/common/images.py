@@ -1,9 +1,6 @@
 """Images and labels as a caller gives them: checked in one place, with the mend in the message."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 
 import torch
 from torch import Tensor
@@ -11,23 +8,12 @@ from torch import Tensor
 from trl.common.errors import TrlError
 
 TOLERANCE = 1e-5  # how far rounding may carry a value out of [0, 1], or an image out of its ball
-_trusted: ContextVar[bool] = ContextVar("trusted", default=False)
-
-
-@contextmanager
-def trusted_values() -> Iterator[None]:
-    """Inside, images and labels are known to be in range: to look at them, a GPU's queue would have to run dry."""
-    token = _trusted.set(True)
-    try:
-        yield
-    finally:
-        _trusted.reset(token)
 
 
 def check_input(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, int]:
     """A copy of `x` without gradient, `y` as int64, and the least number of classes that the labels need.
 
-    One synchronisation, or none. TrlError unless x is float32 or float64 [n,…] with values in [0, 1] and y integer
+    One synchronisation. TrlError unless x is float32 or float64 [n,…] with values in [0, 1] and y integer
     [n] ≥ 0 on the same device.
     """
     check_images_and_labels(x, y)
@@ -42,7 +28,7 @@ def check_input(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, int]:
         raise TrlError(f"images are on {x.device}, labels on {y.device}; use y.to(x.device)")
     # copies, since autograd refuses tensors made under torch.inference_mode, and a model may write into its input
     x, y = x.detach().clone(), y.long().clone() if y.is_inference() else y.long()
-    if len(x) == 0 or _trusted.get():
+    if len(x) == 0:
         return x, y, 0
     extremes = torch.stack([t.to(torch.float64) for t in (*x.aminmax(), *y.aminmax())])
     low, high, first, last = extremes.tolist()

@@ -18,7 +18,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from trl.attacks import Attack
 from trl.common.errors import TrlError
-from trl.common.images import trusted_values
 from trl.common.progress import Progress, say
 from trl.common.seeds import derive_seed
 from trl.data import ImageSet, ShuffledStream
@@ -163,10 +162,7 @@ class Run:
 
     def update(self, batch: Batch) -> None:
         """One optimiser step."""
-        with (
-            torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"),
-            trusted_values(),
-        ):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
             terms = self.terms(batch)
         self.optimizer.zero_grad(set_to_none=True)
         terms["loss"].backward()  # type: ignore[no-untyped-call]
