@@ -57,6 +57,7 @@ def train_on(stage: Stage, device: str) -> None:
         threat=threat,
         label_smoothing=config.label_smoothing,
         seed=stage.seed,
+        embedding=model.head.in_features,
     )
     method = recipe.methods[stage.method]
     objective = build_objective(method.name, setting, **method.options)

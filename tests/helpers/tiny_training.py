@@ -12,6 +12,7 @@ from trl.objectives.base import Setting
 from trl.threat import Linf
 
 THREAT = Linf(0.1)
+EMBEDDING = 16  # of the MLP below
 ATTACK = build_attack("pgd", THREAT, steps=2)
 attack_at = partial(build_attack_at, name="pgd", threat=THREAT, steps=2, step_size=0.08)
 
@@ -25,13 +26,13 @@ def images(n: int, seed: int = 0) -> ImageSet:
 
 
 def setting(n: int = 48, seed: int = 0, label_smoothing: float = 0.0, stream: bool = False) -> Setting:
-    return Setting(TrainingData(images(n), "cpu", stream=stream), THREAT, label_smoothing, seed)
+    return Setting(TrainingData(images(n), "cpu", stream=stream), THREAT, label_smoothing, seed, EMBEDDING)
 
 
-def model(seed: int = 0, name: str = "mlp") -> Classifier:
+def model(seed: int = 0, name: str = "mlp", classes: int = 3) -> Classifier:
     torch.manual_seed(seed)
-    options = {"width": 16} if name == "mlp" else {}
-    return build_model(name, 3, (1, 4, 4), **options)
+    options = {"width": EMBEDDING} if name == "mlp" else {}
+    return build_model(name, classes, (1, 4, 4), **options)
 
 
 def config(**changes: object) -> Train:

@@ -179,6 +179,16 @@ def test_random_start_is_inside(threat: Threat, shape: tuple[int, ...], dtype: t
         assert not torch.equal(start, threat.random_start(x))
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_a_random_start_does_not_depend_on_the_layout(norm: str) -> None:
+    x, threat, starts = torch.rand(4, 3, 5, 5), build_threat(norm, 0.3), []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(3)
+        starts.append(threat.random_start(x.to(memory_format=layout)))
+        assert starts[-1].is_contiguous(memory_format=layout)
+    torch.testing.assert_close(*starts)
+
+
 def test_linf_random_start_is_uniform_in_every_value() -> None:
     torch.manual_seed(0)
     x = torch.full((2000, 1, 2, 2), 0.5)

@@ -7,8 +7,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from trl.nn.parallel import draw
-
 
 def augment(x: Tensor, crop: int, flip: bool, saturation: float) -> Tensor:
     """Images [n, c, h, w] in [0, 1], each changed in its own way; they stay in [0, 1].
@@ -17,15 +15,13 @@ def augment(x: Tensor, crop: int, flip: bool, saturation: float) -> Tensor:
     (RGB only) draws factors from [max(0, 1 - s), 1 + s]. Random numbers come from the global generator of x's device.
     """
     if crop:
-        offsets = torch.empty(len(x), 2, dtype=torch.int64, device=x.device)
-        top, left = draw(offsets, lambda pixels: pixels.random_(2 * crop + 1)).unbind(1)
+        top, left = torch.randint(2 * crop + 1, (len(x), 2), device=x.device).unbind(1)
         x = cropped(x, crop, top, left)
-    one_each = torch.empty(len(x), device=x.device)
     if flip:
-        x = flipped(x, draw(one_each, Tensor.uniform_) < 0.5)
+        x = flipped(x, torch.rand(len(x), device=x.device) < 0.5)
     if saturation:
         low, high = max(0.0, 1 - saturation), 1 + saturation
-        x = saturated(x, draw(one_each, lambda factors: factors.uniform_(low, high)))
+        x = saturated(x, torch.empty(len(x), device=x.device).uniform_(low, high))
     return x
 
 

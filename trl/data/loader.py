@@ -9,7 +9,6 @@ from torch import Tensor
 from trl.common.errors import TrlError
 from trl.data.augment import augment
 from trl.data.base import ImageSet
-from trl.nn.parallel import draw
 
 
 class ShuffledStream:
@@ -86,7 +85,7 @@ class TrainingData:
         indices = indices.to(self.labels.device, non_blocking=True)
         labels = self.labels[indices]
         first, count = self._first[labels], self._count[labels]
-        shift = 1 + draw(labels, lambda numbers: numbers.random_(2**62)) % (count - 1).clamp(min=1)
+        shift = 1 + torch.randint(2**62, labels.shape, device=labels.device) % (count - 1).clamp(min=1)
         return self._by_class[first + (self._rank[indices] - first + shift) % count]
 
 

@@ -3,12 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor
 from torch.nn.functional import relu
 
 from trl.metric.distances import angular_distance
-from trl.nn.parallel import mean
 
 
 @dataclass(frozen=True)
@@ -22,13 +20,9 @@ class TripletTerms:
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of `values` [n] where `mask` [n] holds; 0, with a gradient of 0, where it holds nowhere.
-
-    Where processes share the batch, the mean over them is the mean over all of its values.
-    """
+    """Mean of `values` [n] where `mask` [n] holds; 0, with a gradient of 0, where it holds nowhere."""
     weights = mask.to(values.dtype)
-    count = mean(weights.sum())
-    return (values * weights).sum() / torch.where(count > 0, count, 1)
+    return (values * weights).sum() / weights.sum().clamp(min=1)
 
 
 def triplet_loss(anchor: Tensor, positive: Tensor, negative: Tensor, found: Tensor, margin: float) -> TripletTerms:

@@ -41,10 +41,10 @@ class SharedBatchNorm(_BatchNorm):
         if not self.training:
             return super().forward(input)
         x = input.to(torch.promote_types(input.dtype, torch.float32))
-        dims, share = [0, *range(2, x.ndim)], processes()
+        dims, group = [0, *range(2, x.ndim)], processes()
         own = torch.stack(torch.var_mean(x, dims, correction=0))  # [2,channels]
-        table = own.new_zeros(share.size, *own.shape)
-        table[share.rank] = own  # each process fills its row, and the sum of the tables has all of them
+        table = own.new_zeros(group.size, *own.shape)
+        table[group.rank] = own  # each process fills its row, and the sum of the tables has all of them
         variances, means = _Sum.apply(table).unbind(1)
         mean = means.mean(0)
         variance = (variances + (means - mean).square()).mean(0)
@@ -53,7 +53,7 @@ class SharedBatchNorm(_BatchNorm):
                 self.num_batches_tracked.add_(1)
                 # without momentum, the running statistics are the mean over all batches so far
                 momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-                n = share.size * x.numel() // x.shape[1]
+                n = group.size * x.numel() // x.shape[1]
                 self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
                 self.running_var.lerp_((variance * n / max(1, n - 1)).to(self.running_var.dtype), momentum)
         scale = (variance + self.eps).rsqrt()

@@ -1,8 +1,7 @@
 """What an objective is given, and what it returns."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +10,7 @@ from torch.nn.functional import cross_entropy
 from trl.attacks import Attack
 from trl.data import TrainingData
 from trl.nn.batch_norm import has_batch_norm
+from trl.nn.parallel import Processes, processes
 from trl.threat import Threat
 
 Terms = dict[str, Tensor]  # scalars: "loss" is minimised, the others are its parts and figures to watch
@@ -18,12 +18,18 @@ Terms = dict[str, Tensor]  # scalars: "loss" is minimised, the others are its pa
 
 @dataclass(frozen=True)
 class Setting:
-    """What one training run gives its objective: training data, threat, label smoothing and the seed."""
+    """What one training run gives its objective.
+
+    `embedding` is the width of the model's embeddings, for objectives with weights or a queue of that width.
+    `processes` are those that share each batch: if not given, the ones of torch.distributed, or this one alone.
+    """
 
     data: TrainingData
     threat: Threat
     label_smoothing: float = 0.0
     seed: int = 0
+    embedding: int | None = None
+    processes: Processes = field(default_factory=processes)
 
 
 @dataclass(frozen=True)
@@ -37,17 +43,22 @@ class Batch:
     attack: Attack
 
 
-class Objective(Protocol):
+class Objective(nn.Module):
     """A way to train. `selects` names the validation figure by which its best epoch is chosen.
 
-    `memory` holds the tensors that one step leaves to the next: they are part of a checkpoint.
+    Its parameters are trained beside the model's, and its buffers are what one step leaves to the next: both are part
+    of a checkpoint.
     """
 
-    selects: str
-    memory: dict[str, Tensor]
+    selects = "val_robust"
 
-    def __call__(self, model: nn.Module, batch: Batch) -> Terms:
+    def __init__(self, setting: Setting) -> None:
+        super().__init__()
+        self.setting = setting
+
+    def forward(self, model: nn.Module, batch: Batch) -> Terms:
         """The loss of one batch, as `Terms`."""
+        raise NotImplementedError
 
 
 def at_least_fp32(values: Tensor) -> Tensor:

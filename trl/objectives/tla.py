@@ -1,6 +1,5 @@
 """TLA, triplet-loss adversarial training (Mao et al., NeurIPS 2019, arXiv 1909.00900), and its variants."""
 
-from contextlib import nullcontext
 from typing import Annotated, Any, Literal
 
 import torch
@@ -14,8 +13,7 @@ from trl.data import ShuffledStream
 from trl.metric import hardest_negative, norm_penalty, pairwise_cosine, random_negative, triplet_loss
 from trl.metric.library import library_loss, offered_loss
 from trl.nn.modes import frozen
-from trl.nn.parallel import ALONE, current, draw, gather, sharing
-from trl.objectives.base import Batch, Setting, Terms, at_least_fp32, classification, forward_groups
+from trl.objectives.base import Batch, Objective, Setting, Terms, at_least_fp32, classification, forward_groups
 from trl.registry import refuse
 
 
@@ -26,7 +24,7 @@ def _offered(name: str) -> str:
         raise refuse(str(error)) from None
 
 
-class TripletAdversarial:
+class TripletAdversarial(Objective):
     """L = CE(f(x'ₐ), y) + λ1·L_trip + λ2·L_norm (TLA, equation 5), all as means over the batch.
 
     The anchor x'ₐ is the training attack's image, the positive a clean image of its class, the negative the clean image
@@ -42,10 +40,11 @@ class TripletAdversarial:
     takes the triplet's place, built with `metric_options`.
 
     Where processes share the batch, they share the pool, too, of which each embeds a part; with `share_pool: false`
-    each searches its own part alone.
+    each searches its own part alone. Means over triplets are over those of a process.
     """
 
-    selects = "val_robust"
+    queue: Tensor
+    queue_labels: Tensor
 
     def __init__(
         self,
@@ -63,17 +62,21 @@ class TripletAdversarial:
         metric_loss: Annotated[str, AfterValidator(_offered)] = "triplet",
         metric_options: dict[str, Any] = {},  # noqa: B006 (read only)
     ) -> None:
-        self.setting = setting
+        super().__init__(setting)
         self.lambda1, self.margin, self.lambda2 = lambda1, margin, lambda2
         self.positive, self.negative, self.norm, self.switch_anchor = positive, negative, norm, switch_anchor
-        self.metric_loss = None if metric_loss == "triplet" else library_loss(metric_loss, metric_options)
         if pool > len(setting.data.labels):
             raise TrlError(f"pool is {pool}, more than the {len(setting.data.labels)} training images")
         self.pool = ShuffledStream(len(setting.data.labels), pool, derive_seed(setting.seed, "pool"))
         self.share_pool = share_pool
-        self.memory: dict[str, Tensor] = {}  # the queue
+        if negative == "queue":
+            if setting.embedding is None:
+                raise TrlError("negative: queue holds embeddings: give Setting their width, model.head.in_features")
+            self.register_buffer("queue", torch.zeros(pool, setting.embedding))
+            self.register_buffer("queue_labels", torch.full((pool,), -1))  # no image yet
+        self.metric_loss = None if metric_loss == "triplet" else library_loss(metric_loss, metric_options)
 
-    def __call__(self, model: nn.Module, batch: Batch) -> Terms:
+    def forward(self, model: nn.Module, batch: Batch) -> Terms:
         """Terms: loss, ce, accuracy (on adversarial images), triplet, norm, active, positive_ and negative_distance."""
         x_adv = batch.attack(model, batch.x, batch.y)
         features: Any = model.features
@@ -112,25 +115,25 @@ class TripletAdversarial:
 
     def _negatives(self, model: nn.Module, x_adv: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Images and labels of the chosen negatives, and which anchors have one in this step's pool."""
-        data, share = self.setting.data, current() if self.share_pool else ALONE
-        indices = self._pool_at(batch.step)
-        with sharing(ALONE) if self.share_pool else nullcontext():  # a pool that is shared, all processes have
-            x_pool, y_pool = data.take(indices)
+        data = self.setting.data
+        x_pool, y_pool = data.take(self._pool_at(batch.step))
         data.ahead(self._pool_at(batch.step + 1))
         if self.negative == "random":
+            x_pool, y_pool = self._whole(x_pool), self._whole(y_pool)
             index, found = random_negative(batch.y, y_pool)
         else:
-            part = share.rows(torch.arange(-(-len(y_pool) // share.size) * share.size, device=y_pool.device))
-            embeddings = self._embed(model, torch.cat([x_adv, x_pool[part % len(y_pool)]]))
-            anchors, pool = embeddings[: len(x_adv)], embeddings[len(x_adv) :]
-            with sharing(share):
-                pool = gather(pool)[: len(y_pool)]
+            anchors, pool = self._embed(model, torch.cat([x_adv, x_pool])).tensor_split([len(x_adv)])
+            x_pool, y_pool, pool = self._whole(x_pool), self._whole(y_pool), self._whole(pool)
             index, found = hardest_negative(pairwise_cosine(anchors, pool), batch.y, y_pool)
         return x_pool[index], y_pool[index], found
 
     def _pool_at(self, step: int) -> Tensor:
-        indices = self.pool.indices(step)
-        return indices if self.share_pool else current().rows(indices)
+        """This process's part of the pool of `step`."""
+        return self.setting.processes.rows(self.pool.indices(step))
+
+    def _whole(self, part: Tensor) -> Tensor:
+        """The pool, of which this process has a part; that part alone without `share_pool`."""
+        return self.setting.processes.gather(part)[: self.pool.batch_size] if self.share_pool else part
 
     def _embed(self, model: nn.Module, x: Tensor) -> Tensor:
         features: Any = model.features
@@ -140,21 +143,17 @@ class TripletAdversarial:
 
     def _from_queue(self, anchors: Tensor, positives: list[Tensor], y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Embeddings and labels of the chosen negatives, and which anchors have one; the queue takes the positives."""
-        embeddings = [*map(gather, positives)]
-        labels = [gather(y)] * len(positives)
-        if self.memory:
-            embeddings, labels = [self.memory["embeddings"], *embeddings], [self.memory["labels"], *labels]
-        size = self.pool.batch_size
-        queue = {"embeddings": torch.cat(embeddings)[-size:], "labels": torch.cat(labels)[-size:]}
-        self.memory = queue
-        index, found = hardest_negative(pairwise_cosine(anchors.detach(), queue["embeddings"]), y, queue["labels"])
-        return queue["embeddings"][index], queue["labels"][index], found
+        gather, size = self.setting.processes.gather, self.pool.batch_size
+        self.queue.copy_(torch.cat([self.queue, *map(gather, positives)])[-size:])
+        self.queue_labels.copy_(torch.cat([self.queue_labels, *[gather(y)] * len(positives)])[-size:])
+        index, found = hardest_negative(pairwise_cosine(anchors.detach(), self.queue), y, self.queue_labels)
+        return self.queue[index], self.queue_labels[index], found
 
     def _positives(self, batch: Batch) -> list[Tensor]:
         epsilon = self.setting.threat.epsilon
         positives = []
         if self.positive in ("own", "both"):
-            noise = draw(batch.x, lambda values: values.uniform_(-epsilon, epsilon))
+            noise = torch.empty_like(batch.x).uniform_(-epsilon, epsilon)
             positives.append((batch.x + noise).clamp(0, 1))
         if self.positive in ("other", "both"):
             positives.append(self.setting.data.take(self.setting.data.same_class(batch.indices))[0])

@@ -1,13 +1,12 @@
 """The training loop: one for every objective, resumable at any step, its best epoch chosen on held-out images.
 
-Under torch.distributed, every process calls `train` alike, on its own device: each takes its rows of every batch, and
-all of them end with the weights that one process would have found.
+Under torch.distributed, every process calls `train` alike, on its own device: each takes its rows of every batch and
+draws for them alone, gradients are averaged, and all of them end with the same weights.
 """
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,7 +22,7 @@ from trl.common.seeds import derive_seed
 from trl.data import ImageSet, ShuffledStream
 from trl.evaluation.run import survivors
 from trl.nn.batch_norm import share_batch_norm
-from trl.nn.parallel import processes, sharing
+from trl.nn.parallel import Processes
 from trl.objectives.base import Batch, Objective, Setting, Terms
 from trl.training.checkpoint import Checkpoint
 from trl.training.optimizer import build_optimizer
@@ -61,40 +60,40 @@ def train(
 
     `attack_at` gives the training attack for an epsilon, which grows to the threat's over `epsilon_warmup_epochs`.
 
-    Every random draw is a function of (`setting.seed`, step), and `checkpoint` holds the rest, so a run that is killed
-    and repeated ends with the same weights. `on_epoch` receives each epoch's row; a resumed run passes the rows of the
-    epochs before it again. Best is the highest `objective.selects`, then the highest clean accuracy, then the earliest.
+    Every random draw is a function of (`setting.seed`, step) and, among several processes, the rank; `checkpoint` holds
+    the rest, so a run that is killed and repeated by as many processes ends with the same weights. `on_epoch` receives
+    each epoch's row; a resumed run passes the rows of the epochs before it again. Best is the highest
+    `objective.selects`, then the highest clean accuracy, then the earliest.
     TrlError if the loss or a weight becomes NaN or infinite, if a checkpoint cannot be written, and if the processes
     cannot share a batch evenly or see different checkpoints.
     """
     device = next(model.parameters()).device
-    share = processes()
-    if config.batch_size % share.size:
-        raise TrlError(f"batch_size is {config.batch_size}, which {share.size} processes cannot share evenly")
+    processes = setting.processes
+    if config.batch_size % processes.size:
+        raise TrlError(f"batch_size is {config.batch_size}, which {processes.size} processes cannot share evenly")
     stream = ShuffledStream(len(setting.data.labels), config.batch_size, derive_seed(setting.seed, "batches"))
-    run = Run(model, objective, config, device)
+    run = Run(model, objective, config, device, processes)
     if checkpoint and (state := checkpoint.load(device)):
         run.restore(state)
-        if share.rank == 0:
+        if processes.rank == 0:
             say(f"resumed at step {run.step} of {config.epochs * stream.per_epoch} from {checkpoint.path}")
         for row in run.history:
             on_epoch(row)
     run.share_out()
     total = config.epochs * stream.per_epoch
     model.train()
-    with Progress("train", total, "steps", quiet=share.rank > 0) as progress:
+    with Progress("train", total, "steps", quiet=processes.rank > 0) as progress:
         progress.jump(run.step)
         while run.step < total:
             started = time.monotonic()
             epoch = run.step / stream.per_epoch  # fractional
             for group in run.optimizer.param_groups:
                 group["lr"] = config.optimizer.lr * rate_factor(config.schedule, epoch, config.epochs)
-            torch.manual_seed(derive_seed(setting.seed, "step", run.step))
-            indices = share.rows(stream.indices(run.step))
-            with sharing(share):
-                x, y = setting.data.take(indices)
-                setting.data.ahead(share.rows(stream.indices(run.step + 1)))
-                run.update(Batch(x, y, indices, run.step, attack_at(_epsilon(epoch, config, setting))))
+            torch.manual_seed(step_seed(setting, run.step))
+            indices = processes.rows(stream.indices(run.step))
+            x, y = setting.data.take(indices)
+            setting.data.ahead(processes.rows(stream.indices(run.step + 1)))
+            run.update(Batch(x, y, indices, run.step, attack_at(_epsilon(epoch, config, setting))))
             run.seconds += time.monotonic() - started
             end_of_epoch = run.step % stream.per_epoch == 0
             save = checkpoint is not None and run.agreed(checkpoint.due)
@@ -108,9 +107,9 @@ def train(
                     row |= run.validate(validation, validation_attack, setting)
                     run.select(row, objective.selects)
                 on_epoch(row)
-                if not progress.terminal and share.rank == 0:
+                if not progress.terminal and processes.rank == 0:
                     say(_line(row, config.epochs))
-            if checkpoint and share.rank == 0 and (save or run.step == total):
+            if checkpoint and processes.rank == 0 and (save or run.step == total):
                 checkpoint.save(run.state())
     return Outcome(run.best_state, run.best, run.history)
 
@@ -118,11 +117,18 @@ def train(
 class Run:
     """The mutable state of a run: all of it goes into the checkpoint."""
 
-    def __init__(self, model: nn.Module, objective: Objective, config: "Train", device: torch.device) -> None:
-        self.model, self.objective, self.config, self.device = model, objective, config, device
-        self.terms: Callable[[Batch], Terms] = partial(objective, model)
-        self.share = processes()
-        self.optimizer = build_optimizer(model, config.optimizer)
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        config: "Train",
+        device: torch.device,
+        processes: Processes,
+    ) -> None:
+        self.model, self.objective, self.config, self.device = model, objective.to(device), config, device
+        self.processes = processes
+        self.terms: nn.Module = _Terms(model, objective)
+        self.optimizer = build_optimizer(self.terms, config.optimizer)
         average = get_ema_multi_avg_fn(config.ema) if config.ema else None  # type: ignore[no-untyped-call]
         self.ema = AveragedModel(model, multi_avg_fn=average, use_buffers=True) if average else None
         self.step, self.seconds = 0, 0.0
@@ -139,9 +145,9 @@ class Run:
 
     def share_out(self) -> None:
         """From here on the processes compute each step together. TrlError if they are not at the same one."""
-        if self.share.size == 1:
+        if self.processes.size == 1:
             return
-        steps: list[int] = [0] * self.share.size
+        steps: list[int] = [0] * self.processes.size
         dist.all_gather_object(steps, self.step)
         if len(set(steps)) > 1:
             raise TrlError(
@@ -149,12 +155,12 @@ class Run:
                 "start all of them in one folder that they share"
             )
         share_batch_norm(self.model)
-        # the objective within, since it calls the model's parts, whose gradients are averaged all the same
-        self.terms = DistributedDataParallel(_Terms(self.model, self.objective))
+        # the objective within, since it calls the model's parts, whose gradients are averaged all the same, and its own
+        self.terms = DistributedDataParallel(self.terms)
 
     def agreed(self, wish: bool) -> bool:
         """What the first process wishes, on all of them."""
-        if self.share.size == 1:
+        if self.processes.size == 1:
             return wish
         flag = torch.tensor(wish)
         dist.broadcast(flag, 0)
@@ -167,7 +173,7 @@ class Run:
         self.optimizer.zero_grad(set_to_none=True)
         terms["loss"].backward()  # type: ignore[no-untyped-call]
         if self.config.clip_norm:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+            nn.utils.clip_grad_norm_(self.terms.parameters(), self.config.clip_norm)
         self.optimizer.step()
         if self.ema:
             self.ema.update_parameters(self.model)
@@ -177,16 +183,15 @@ class Run:
 
     def average_sums(self) -> None:
         """The processes' figures become those of the whole batch."""
-        if self.share.size > 1:
-            values = torch.stack([*self.sums.values()])
-            dist.all_reduce(values)
-            self.sums = dict(zip(self.sums, (values / self.share.size).unbind(), strict=True))
+        if self.processes.size > 1:
+            values = self.processes.mean(torch.stack([*self.sums.values()]))
+            self.sums = dict(zip(self.sums, values.unbind(), strict=True))
 
     def check_finite(self, per_epoch: int, *, thorough: bool) -> None:
         """TrlError once the loss (or, if `thorough`, a weight) is NaN or infinite."""
         bad = not torch.isfinite(self.sums["loss"])
         if thorough and not bad:
-            bad = not all(torch.isfinite(p).all() for p in self.model.parameters())
+            bad = not all(torch.isfinite(p).all() for p in self.terms.parameters())
         if bad:
             epoch = (self.step - 1) // per_epoch + 1
             raise TrlError(
@@ -212,7 +217,7 @@ class Run:
     def validate(self, data: ImageSet, attack: Attack, setting: Setting) -> Row:
         """Clean and robust accuracy on the validation images; the first process tells the others."""
         found = [0.0, 0.0]
-        if self.share.rank == 0:
+        if self.processes.rank == 0:
             correct = survivors(
                 *(self.evaluated, data.images, data.labels, attack, setting.threat),
                 seed=setting.seed,
@@ -220,7 +225,7 @@ class Run:
                 precision=self.config.precision,
             )
             found = [float(flags.float().mean()) for flags in correct]
-        if self.share.size > 1:
+        if self.processes.size > 1:
             dist.broadcast_object_list(found)
         return {"val_clean": found[0], "val_robust": found[1]}
 
@@ -236,7 +241,7 @@ class Run:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "ema": self.ema.state_dict() if self.ema else None,
-            "memory": self.objective.memory,
+            "objective": self.objective.state_dict(),
             **{k: getattr(self, k) for k in ("step", "seconds", "sums", "history", "best", "best_state")},
         }
 
@@ -246,7 +251,7 @@ class Run:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.ema:
             self.ema.load_state_dict(state["ema"])
-        self.objective.memory = state["memory"]
+        self.objective.load_state_dict(state["objective"])
         for name in ("step", "seconds", "sums", "history", "best", "best_state"):
             setattr(self, name, state[name])
 
@@ -259,7 +264,14 @@ class _Terms(nn.Module):
         self.model, self.objective = model, objective
 
     def forward(self, batch: Batch) -> Terms:
-        return self.objective(self.model, batch)
+        terms: Terms = self.objective(self.model, batch)
+        return terms
+
+
+def step_seed(setting: Setting, step: int) -> int:
+    """What seeds this process's draws in `step`. The rank counts only beside others."""
+    rank = (setting.processes.rank,) if setting.processes.size > 1 else ()
+    return derive_seed(setting.seed, "step", step, *rank)
 
 
 def _epsilon(epoch: float, config: "Train", setting: Setting) -> float:

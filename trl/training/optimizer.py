@@ -9,9 +9,12 @@ if TYPE_CHECKING:
     from trl.config import Optimizer
 
 
-def build_optimizer(model: nn.Module, config: "Optimizer") -> torch.optim.Optimizer:
-    """The optimiser of `config`; weight decay leaves out biases and normalisation, the parameters of one dimension."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
+def build_optimizer(module: nn.Module, config: "Optimizer") -> torch.optim.Optimizer:
+    """The optimiser of `config` for the parameters of `module`.
+
+    Weight decay leaves out biases and normalisation, the parameters of one dimension.
+    """
+    parameters = [p for p in module.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},

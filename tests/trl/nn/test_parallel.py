@@ -2,49 +2,38 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 
-from trl.data.augment import augment
-from trl.nn.parallel import ALONE, Share, current, draw, gather, mean, sharing
-from trl.threat import build_threat
+from tests.helpers.tiny_training import setting
+from trl.common.seeds import derive_seed
+from trl.nn.parallel import Processes, processes
+from trl.objectives.base import Setting
+from trl.training.loop import step_seed
 
 
 def test_alone_nothing_is_exchanged() -> None:
-    values = torch.rand(4, 3, requires_grad=True)
-    assert current() == ALONE
-    assert torch.equal(gather(values), values)
-    assert torch.equal(mean(values), values)
-    assert not gather(values).requires_grad
+    alone, values = processes(), torch.rand(4, 3, requires_grad=True)
+    assert alone == Processes(rank=0, size=1)
+    assert torch.equal(alone.rows(values), values)
+    assert torch.equal(alone.gather(values), values)
+    assert torch.equal(alone.mean(values), values)
+    assert not alone.gather(values).requires_grad
 
 
-@given(st.integers(1, 4), st.integers(1, 5), st.integers(0, 99))
-def test_processes_draw_the_rows_that_one_draws(size: int, n: int, seed: int) -> None:
-    torch.manual_seed(seed)
-    whole = draw(torch.empty(size * n, 2), Tensor.normal_)
-    parts = []
-    for rank in range(size):
-        torch.manual_seed(seed)
-        with sharing(Share(rank, size)):
-            parts.append(draw(torch.empty(n, 2), Tensor.normal_))
-            after = torch.rand(1)
-    assert torch.equal(torch.cat(parts), whole)
-    torch.manual_seed(seed)
-    draw(torch.empty(size * n, 2), Tensor.normal_)
-    assert torch.equal(torch.rand(1), after)  # what is drawn next is the same, too
+@given(st.integers(1, 6), st.integers(1, 20))
+def test_the_parts_are_equally_long_and_make_up_the_whole(size: int, n: int) -> None:
+    values = torch.arange(n)
+    parts = [Processes(rank, size).rows(values) for rank in range(size)]
+    assert len({len(part) for part in parts}) == 1
+    assert torch.equal(torch.cat(parts)[:n], values)
+    assert len(parts[0]) * size < n + size  # no more than it takes
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
-@pytest.mark.parametrize("channels_last", [False, True])
-def test_starts_and_augmentation_are_those_of_the_whole_batch(norm: str, channels_last: bool) -> None:
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    x, threat = torch.rand(6, 3, 5, 5).to(memory_format=layout), build_threat(norm, 0.3)
+@pytest.mark.parametrize("seed", [0, 3])
+def test_a_step_has_a_seed_for_each_process_and_alone_the_one_without_a_rank(seed: int) -> None:
+    def of(processes: Processes, step: int) -> int:
+        alone = setting(seed=seed)
+        return step_seed(Setting(alone.data, alone.threat, seed=seed, processes=processes), step)
 
-    def change(part: Tensor) -> Tensor:
-        torch.manual_seed(3)
-        return augment(threat.random_start(part), crop=2, flip=True, saturation=0.4)
-
-    parts = []
-    for rank in range(3):
-        with sharing(Share(rank, 3)):
-            parts.append(change(x[2 * rank : 2 * rank + 2]))
-    assert torch.equal(torch.cat(parts), change(x))
+    assert of(Processes(), 7) == derive_seed(seed, "step", 7)
+    seeds = {of(Processes(rank, 4), step) for rank in range(4) for step in range(5)} | {of(Processes(), 7)}
+    assert len(seeds) == 21

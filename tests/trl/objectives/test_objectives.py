@@ -1,3 +1,4 @@
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -7,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from tests.helpers import naive
-from tests.helpers.tiny_training import ATTACK, THREAT, images, model, setting
+from tests.helpers.tiny_training import ATTACK, EMBEDDING, THREAT, images, model, setting
 from trl.common.errors import TrlError
 from trl.common.seeds import derive_seed
 from trl.data import ShuffledStream, TrainingData
@@ -101,9 +102,9 @@ def test_tla_equals_the_papers_formula_sample_by_sample(options: dict[str, Any])
 @pytest.mark.parametrize("options", [{}, {"positive": "both"}, {"switch_anchor": True}], ids=str)
 def test_the_queues_negative_is_the_nearest_of_the_last_positives(options: dict[str, Any]) -> None:
     net, size = model().double(), 20
-    used = Setting(DoubleData(images(48), "cpu"), THREAT)
+    used = Setting(DoubleData(images(48), "cpu"), THREAT, embedding=EMBEDDING)
     o = {"positive": "other", "switch_anchor": False} | options
-    objective = build_objective("tla", used, pool=size, negative="queue", margin=0.5, **options)
+    objective = build_objective("tla", used, pool=size, negative="queue", margin=0.5, **options).double()
     queue: list[tuple[Tensor, int]] = []
     for step in range(4):
         b = batch(used, step)
@@ -130,7 +131,7 @@ def test_the_queues_negative_is_the_nearest_of_the_last_positives(options: dict[
         parameters = list(net.parameters())
         for a, c in zip(*(torch.autograd.grad(v, parameters) for v in (ours, loss)), strict=True):
             torch.testing.assert_close(a, c, rtol=0, atol=1e-6)
-        assert len(objective.memory["labels"]) == min(size, (step + 1) * 8 * len(positives))
+        assert (objective.queue_labels >= 0).sum() == min(size, (step + 1) * 8 * len(positives))
 
 
 def run(name: str, used: Setting, net: Any, **options: Any) -> dict[str, Tensor]:
@@ -216,16 +217,16 @@ def test_adversarial_images_are_constants_and_mining_leaves_batch_norm_alone() -
 def test_mining_is_in_full_precision(negative: str) -> None:
     """An untrained ResNet's embeddings differ by less than bf16 resolves: it would take another negative for most."""
     torch.manual_seed(0)
-    net, used = model(name="resnet18").eval(), setting()
-    objective: Any = build_objective("tla", used, pool=40, negative=negative)
+    net = model(name="resnet18").eval()
+    used = dataclasses.replace(setting(), embedding=64)
 
     def chosen(half: bool) -> Tensor:
+        objective: Any = build_objective("tla", used, pool=40, negative=negative)
         b = batch(used)
         anchors, positives = torch.randn(8, 64), [torch.randn(8, 64) * 1e-3 + 1 for _ in range(5)]
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
             if negative == "hard":
                 return objective._negatives(net, b.x, b)[0]
-            objective.memory = {}
             return objective._from_queue(anchors, positives, b.y)[0]
 
     torch.manual_seed(1)

@@ -34,7 +34,7 @@ def peaks(n: int, epochs: int, **options: Any) -> list[int]:
         highest[0] = max(highest[0], process.memory_info().rss)
         return attack_at(epsilon)
 
-    setting = Setting(TrainingData(noise(n), "cpu", crop=2, flip=True), THREAT)
+    setting = Setting(TrainingData(noise(n), "cpu", crop=2, flip=True), THREAT, embedding=64)
     objective = build_objective("tla", setting, pool=100, **options)
     train(
         build_model("mlp", 3, SHAPE, width=64),

@@ -1,5 +1,5 @@
 import resource
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -15,7 +15,7 @@ from tests.helpers.tiny_training import ATTACK, attack_at, config, images, model
 from trl.common.errors import TrlError
 from trl.config import Optimizer, Schedule
 from trl.objectives import build_objective
-from trl.objectives.base import Batch, Terms
+from trl.objectives.base import Objective
 from trl.training import Checkpoint, Outcome, train
 from trl.training.optimizer import build_optimizer
 from trl.training.schedule import rate_factor
@@ -27,17 +27,15 @@ class Interrupted(Exception):
     """Stands for whatever ends a process in the middle of a run."""
 
 
-def stop_after(steps: int, objective: Callable[..., Terms]) -> Callable[..., Terms]:
+def stop_after(steps: int, objective: Objective) -> None:
     left = [steps]
 
-    def stopping(net: torch.nn.Module, batch: Batch) -> Terms:
+    def count(*_: object) -> None:
         if left[0] == 0:
             raise Interrupted
         left[0] -= 1
-        return objective(net, batch)
 
-    stopping.selects, stopping.memory = objective.selects, objective.memory  # type: ignore[attr-defined]
-    return stopping
+    objective.register_forward_pre_hook(count)
 
 
 def fit(
@@ -51,7 +49,7 @@ def fit(
     used, rows = setting(label_smoothing=0.1, stream=stream), []
     objective: Any = build_objective(name, used, **({"pool": 12} if name == "tla" else {}), **options)
     if stop is not None:
-        objective = stop_after(stop, objective)
+        stop_after(stop, objective)
     outcome = train(
         model(),
         objective,
@@ -93,12 +91,17 @@ def test_an_interrupted_run_ends_with_the_same_weights_bit_for_bit(tmp_path: Pat
     assert timeless[0] == timeless[1]
 
 
-def test_an_interrupted_run_finds_its_queue_again(tmp_path: Path) -> None:
-    whole, _ = fit(options={"negative": "queue"})
+@pytest.mark.parametrize("stop", [0, 1, 7])
+@pytest.mark.parametrize("options", [{"negative": "queue"}], ids=str)
+def test_an_interrupted_run_finds_its_objectives_queue_and_weights_again(
+    tmp_path: Path, options: dict[str, Any], stop: int
+) -> None:
+    changes = {"optimizer": {"lr": 0.01, "weight_decay": 0.01, "name": "adamw"}, "clip_norm": 1.0}
+    whole, _ = fit(options=options, **changes)
     checkpoint = Checkpoint(tmp_path / "run.pt", seconds=0)
     with pytest.raises(Interrupted):
-        fit(checkpoint=checkpoint, stop=7, options={"negative": "queue"})
-    assert same(whole, fit(checkpoint=checkpoint, options={"negative": "queue"})[0])
+        fit(checkpoint=checkpoint, stop=stop, options=options, **changes)
+    assert same(whole, fit(checkpoint=checkpoint, options=options, **changes)[0])
 
 
 def test_images_streamed_from_where_they_lie_train_the_same_weights() -> None:
