@@ -40,7 +40,7 @@ class TrainingData:
     They lie on the device, or with `stream` where they are (in the computer's memory, or in the file that
     `load_splits` mapped into it): batches announced to `ahead` are then read by a thread meanwhile. `stream` None is
     True where they would fill more than half of a GPU's free memory. What is drawn, and so every batch, is the same.
-    Random draws come from the global generator of the device.
+    Random draws come from the global generator of the device. `classes` is how many the labels need.
     """
 
     def __init__(
@@ -62,6 +62,7 @@ class TrainingData:
         self._by_class = self.labels.argsort(stable=True)
         self._rank = self._by_class.argsort()
         self._count = self.labels.bincount()
+        self.classes = len(self._count)
         self._first = self._count.cumsum(0) - self._count
 
     def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """Any tuple loss of pytorch-metric-learning in the triplet's place."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,25 +9,30 @@ from torch import Tensor, nn
 
 from trl.common.errors import TrlError, in_one_line
 
-MetricLoss = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
-
-def library_loss(name: str, options: Mapping[str, Any]) -> MetricLoss:
+def library_loss(name: str, options: Mapping[str, Any], classes: int, embedding: int | None) -> nn.Module:
     """pytorch-metric-learning's loss `name`, as (anchor, positive, negative, y, y_negative, found) → scalar.
 
-    It is given the mined triplets as its tuples; a pair loss takes their pairs. TrlError for an unknown name, options
-    that do not fit, losses with weights of their own (proxies, class centres), which the optimiser would not see, and
-    losses that take no tuples, or do not heed them, by a trial.
+    It is given the mined triplets as its tuples: a pair loss takes their pairs, and a loss with weights of its own
+    (proxies, class centres) the images in them. What such a loss must know, the number of `classes` and the width
+    `embedding` of [n,embedding], is no option of it. Weights are drawn from the global generator.
+
+    TrlError for an unknown name, options that do not fit, no `embedding` where it is needed, and, by a trial, losses
+    that take no tuples, do not heed them, or cannot train for more than a step.
     """
-    loss_class = _known(name)
+    given = _given(name, classes, embedding)
+    if known := sorted(given.keys() & options.keys()):
+        raise TrlError(f"metric_loss {name}: leave {known[0]} out of metric_options: data and model say it")
+    if None in given.values():
+        raise TrlError(f"metric_loss {name} needs the width of embeddings: give it to Setting, model.head.in_features")
     try:
-        loss = loss_class(**options)
+        loss = OfTriplets(_known(name)(**given, **options))
+        with torch.random.fork_rng(devices=[]):
+            tried = OfTriplets(_known(name)(**given, **options))  # since some losses keep what they have seen
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise TrlError(f"metric_loss {name}: metric_options do not fit: {in_one_line(error)}") from None
-    if any(True for _ in loss.parameters()):
-        raise TrlError(f"metric_loss {name} has weights of its own, which are not trained here: use a tuple loss")
-    _try(name, _of_triplets(loss_class(**options)))  # another one, since some losses keep what they have seen
-    return _of_triplets(loss)
+    _try(name, tried, classes, embedding or 16)
+    return loss
 
 
 def offered_loss(name: str) -> str:
@@ -35,17 +40,34 @@ def offered_loss(name: str) -> str:
 
     A loss that has options without a default is tried when these are known.
     """
-    from pytorch_metric_learning.losses.mixins import WeightMixin
-
     if name == "triplet":
         return name
-    loss_class = _known(name)
-    if issubclass(loss_class, WeightMixin):
-        raise TrlError(f"metric_loss {name} has weights of its own, which are not trained here: use a tuple loss")
-    parameters = list(inspect.signature(loss_class.__init__).parameters.values())[1:]
-    if all(p.default is not p.empty or p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
-        library_loss(name, {})
+    given = _given(name, classes=3, embedding=16)
+    parameters = list(inspect.signature(_known(name).__init__).parameters.values())[1:]
+    open_ended = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    if all(p.name in given or p.default is not p.empty or p.kind in open_ended for p in parameters):
+        library_loss(name, {}, classes=3, embedding=16)
     return name
+
+
+class OfTriplets(nn.Module):
+    """A loss of the library as a function of triplets; without any, it is 0 with a gradient of 0."""
+
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(
+        self, anchor: Tensor, positive: Tensor, negative: Tensor, y: Tensor, y_negative: Tensor, found: Tensor
+    ) -> Tensor:
+        """The loss, scalar, of embeddings [n,d] each, their labels [n] and which triplets there are, bool [n]."""
+        rows, n = found.nonzero().flatten(), len(anchor)
+        embeddings = torch.cat([anchor, positive, negative])
+        labels = torch.cat([y, y, torch.where(found, y_negative, y)])  # what was not found may have no label
+        with torch.autocast(anchor.device.type, enabled=False):
+            loss: Tensor = self.loss(embeddings, labels, indices_tuple=(rows, rows + n, rows + 2 * n))
+        # every weight takes part in every step, as processes that average gradients expect
+        return loss * found.any() + sum(0 * weight.sum() for weight in self.parameters())
 
 
 def _known(name: str) -> Any:
@@ -59,29 +81,32 @@ def _known(name: str) -> Any:
     return known[name]
 
 
-def _of_triplets(loss: nn.Module) -> MetricLoss:
-    def compute(
-        anchor: Tensor, positive: Tensor, negative: Tensor, y: Tensor, y_negative: Tensor, found: Tensor
-    ) -> Tensor:
-        rows, n = found.nonzero().flatten(), len(anchor)
-        embeddings = torch.cat([anchor, positive, negative])
-        labels = torch.cat([y, y, y_negative])
-        result: Tensor = loss(embeddings, labels, indices_tuple=(rows, rows + n, rows + 2 * n))
-        return result
-
-    return compute
+def _given(name: str, classes: int, embedding: int | None) -> dict[str, int | None]:
+    """What the loss must be told of data and model: those of its parameters, and its bases', without a default."""
+    facts = {"num_classes": classes, "embedding_size": embedding, "descriptors_dim": embedding}
+    constructors = [base.__init__ for base in _known(name).__mro__ if "__init__" in vars(base)]
+    parameters = [p for constructor in constructors for p in inspect.signature(constructor).parameters.values()]
+    return {p.name: facts[p.name] for p in parameters if p.name in facts and p.default is p.empty}
 
 
-def _try(name: str, compute: MetricLoss) -> None:
-    """TrlError unless the loss can be computed of triplets, and depends on which of them were mined."""
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        generator = torch.Generator().manual_seed(0)
-        anchor, positive, negative = torch.randn(3, 8, 16, generator=generator)
-        y = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2])  # of classes of several sizes, which some losses refuse
-        mined = torch.ones(8, dtype=torch.bool), torch.tensor([True, True, False] * 2 + [True, False])
-        try:
-            every, some = (float(compute(anchor, positive, negative, y, (y + 1) % 3, found)) for found in mined)
-        except Exception as error:  # whatever the library raises
-            raise TrlError(f"metric_loss {name} takes no mined tuples ({in_one_line(error)}): use another") from None
-    if every == some:
+def _try(name: str, loss: OfTriplets, classes: int, embedding: int) -> None:
+    """TrlError unless the loss can be trained on triplets step by step, and depends on which of them were mined."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = torch.randn(3, 8, embedding, generator=generator).requires_grad_()
+    kinds = min(3, classes)
+    kind = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2]) % kinds  # of classes of several sizes, which some losses refuse
+    y, y_negative = classes - 1 - kind, classes - 1 - (kind + 1) % kinds
+    mined = torch.ones(8, dtype=torch.bool), torch.tensor([True, True, False] * 2 + [True, False])
+    values = []
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        for found in mined:
+            try:
+                value = loss(*tensors, y, y_negative, found)
+                value.backward()
+            except Exception as error:  # whatever the library raises
+                raise TrlError(
+                    f"metric_loss {name} cannot be trained on mined tuples ({in_one_line(error)}): use another"
+                ) from None
+            values.append(float(value.detach()))
+    if values[0] == values[1]:
         raise TrlError(f"metric_loss {name} does not heed the mined tuples: use another")

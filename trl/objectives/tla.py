@@ -37,7 +37,7 @@ class TripletAdversarial(Objective):
     U(-epsilon, epsilon) (`own`), or one triplet with each (`both`; released code, CIFAR-10). `switch_anchor` is TLA-SA:
     the clean image is the anchor, the adversarial one the positive. `norm: squared_mean` is the released code's term,
     inside the triplet loss, so that its weight is λ1·λ2. `metric_loss` names a loss of pytorch-metric-learning that
-    takes the triplet's place, built with `metric_options`.
+    takes the triplet's place, built with `metric_options`; weights of its own are trained with the model's.
 
     Where processes share the batch, they share the pool, too, of which each embeds a part; with `share_pool: false`
     each searches its own part alone. Means over triplets are over those of a process.
@@ -74,7 +74,11 @@ class TripletAdversarial(Objective):
                 raise TrlError("negative: queue holds embeddings: give Setting their width, model.head.in_features")
             self.register_buffer("queue", torch.zeros(pool, setting.embedding))
             self.register_buffer("queue_labels", torch.full((pool,), -1))  # no image yet
-        self.metric_loss = None if metric_loss == "triplet" else library_loss(metric_loss, metric_options)
+        self.metric_loss: nn.Module | None = None
+        if metric_loss != "triplet":
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(derive_seed(setting.seed, "metric loss"))  # it may have weights
+                self.metric_loss = library_loss(metric_loss, metric_options, setting.data.classes, setting.embedding)
 
     def forward(self, model: nn.Module, batch: Batch) -> Terms:
         """Terms: loss, ce, accuracy (on adversarial images), triplet, norm, active, positive_ and negative_distance."""

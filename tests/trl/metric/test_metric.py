@@ -123,11 +123,13 @@ def test_random_negative_reaches_every_candidate() -> None:
     assert (counts[[1, 2, 4]] > 120).all()
 
 
-@pytest.mark.parametrize("name", ["TripletMarginLoss", "ContrastiveLoss", "NTXentLoss", "MultiSimilarityLoss"])
+@pytest.mark.parametrize(
+    "name", ["TripletMarginLoss", "ContrastiveLoss", "NTXentLoss", "MultiSimilarityLoss", "NormalizedSoftmaxLoss"]
+)
 def test_a_library_loss_takes_the_triplets_place(name: str) -> None:
     tensors = embeddings(1, (6, 4), (6, 4), (6, 4))
     y, found = torch.tensor([0, 1, 2, 0, 1, 2]), torch.tensor([True] * 5 + [False])
-    compute = library_loss(name, {})
+    compute = library_loss(name, {}, 3, 4)
     loss = compute(*tensors, y, (y + 1) % 3, found)
     assert loss > 0
     gradients = torch.autograd.grad(loss, tensors)
@@ -141,7 +143,7 @@ def test_the_librarys_triplet_loss_equals_ours_on_its_distance() -> None:
     a, p, n = (t.abs() for t in embeddings(2, (6, 4), (6, 4), (6, 4)))  # without signs |cos| is cos
     y, found = torch.zeros(6, dtype=torch.long), torch.ones(6, dtype=torch.bool)
     options = {"margin": 0.3, "distance": CosineSimilarity(), "reducer": None}
-    theirs = library_loss("TripletMarginLoss", options)(a, p, n, y, y + 1, found)
+    theirs = library_loss("TripletMarginLoss", options, 3, 4)(a, p, n, y, y + 1, found)
     terms = triplet_loss(a, p, n, found, 0.3)
     torch.testing.assert_close(theirs * terms.active, terms.loss, rtol=1e-6, atol=1e-9)  # it averages the active ones
 
@@ -151,16 +153,37 @@ def test_the_librarys_triplet_loss_equals_ours_on_its_distance() -> None:
     [
         ("NoSuchLoss", {}, "unknown metric_loss"),
         ("TripletMarginLoss", {"margn": 1}, "metric_options do not fit"),
-        ("ArcFaceLoss", {"num_classes": 3, "embedding_size": 4}, "weights of its own"),
-        ("SubCenterArcFaceLoss", {}, "metric_options do not fit"),
+        ("ArcFaceLoss", {"num_classes": 3}, "leave num_classes out of metric_options"),
+        ("SoftTripleLoss", {"centres": 3}, "metric_options do not fit"),
         ("RankedListLoss", {"margin": 1}, "metric_options do not fit"),
-        ("InstanceLoss", {}, "takes no mined tuples"),
-        ("SmoothAPLoss", {}, "takes no mined tuples"),
+        ("InstanceLoss", {}, "cannot be trained on mined tuples"),
+        ("SmoothAPLoss", {}, "cannot be trained on mined tuples"),
+        ("P2SGradLoss", {}, "cannot be trained on mined tuples"),
+        ("DynamicSoftMarginLoss", {}, "cannot be trained on mined tuples"),  # its second step is an error
+        ("MarginLoss", {"learn_beta": True, "num_classes": 2}, "cannot be trained on mined tuples"),
     ],
 )
 def test_library_loss_refuses(name: str, options: dict[str, object], message: str) -> None:
     with pytest.raises(TrlError, match=message):
-        library_loss(name, options)
+        library_loss(name, options, 3, 4)
+
+
+def test_what_a_loss_with_weights_needs_of_the_model_is_asked_for() -> None:
+    assert library_loss("NTXentLoss", {}, 3, None) is not None
+    with pytest.raises(TrlError, match="needs the width of embeddings"):
+        library_loss("ProxyAnchorLoss", {}, 3, None)
+
+
+@pytest.mark.parametrize("name", ["NTXentLoss", "MarginLoss", "ProxyAnchorLoss", "NormalizedSoftmaxLoss"])
+def test_a_library_loss_without_any_triplet_is_zero_with_a_gradient_of_zero(name: str) -> None:
+    tensors = embeddings(4, (6, 4), (6, 4), (6, 4))
+    y, unlabelled = torch.zeros(6, dtype=torch.long), torch.full((6,), -1)  # as of places of a queue that are empty
+    compute = library_loss(name, {"learn_beta": True} if name == "MarginLoss" else {}, 2, 4)
+    assert bool(list(compute.parameters())) == (name != "NTXentLoss")
+    loss = compute(*tensors, y, unlabelled, torch.zeros(6, dtype=torch.bool))
+    assert loss == 0
+    gradients = torch.autograd.grad(loss, [*tensors, *compute.parameters()])
+    assert all((g == 0).all() for g in gradients)
 
 
 def test_every_loss_is_refused_or_works() -> None:
@@ -169,7 +192,7 @@ def test_every_loss_is_refused_or_works() -> None:
     works = []
     for name in (n for n in vars(losses) if n.endswith("Loss") and not n.startswith("Base")):
         try:
-            compute = library_loss(name, {})
+            compute = library_loss(name, {}, 3, 16)
         except TrlError as error:
             assert "\n" not in str(error)  # noqa: PT017
             continue
@@ -178,10 +201,11 @@ def test_every_loss_is_refused_or_works() -> None:
         loss = compute(a, p, n, y, (y + 1) % 3, torch.ones(8, dtype=torch.bool))
         assert torch.isfinite(loss)
         works.append(name)
-    assert {"TripletMarginLoss", "NTXentLoss", "MultiSimilarityLoss", "SupConLoss"} <= set(works)
+    assert {"TripletMarginLoss", "NTXentLoss", "SupConLoss"} <= set(works)
+    assert {"ProxyAnchorLoss", "SoftTripleLoss", "SubCenterArcFaceLoss"} <= set(works)  # with weights
 
 
-@pytest.mark.parametrize("name", ["NoSuchLoss", "ProxyAnchorLoss", "VICRegLoss", "SubCenterArcFaceLoss"])
+@pytest.mark.parametrize("name", ["NoSuchLoss", "P2SGradLoss", "VICRegLoss", "DynamicSoftMarginLoss"])
 def test_a_loss_that_cannot_work_is_refused_with_the_parameters(name: str) -> None:
     with pytest.raises(TrlError, match=f"metric_loss: .*{name}") as caught:
         OBJECTIVES.check("tla", {"metric_loss": name})
@@ -189,5 +213,6 @@ def test_a_loss_that_cannot_work_is_refused_with_the_parameters(name: str) -> No
 
 
 def test_losses_that_work_are_accepted_with_the_parameters() -> None:
-    for name in ("triplet", "NTXentLoss", "RankedListLoss"):  # the last one's options are not known yet
+    # the last one's options are not known yet
+    for name in ("triplet", "NTXentLoss", "ProxyAnchorLoss", "CosFaceLoss", "RankedListLoss"):
         assert OBJECTIVES.check("tla", {"metric_loss": name})["metric_loss"] == name

@@ -29,6 +29,7 @@ FIXED: dict[str, Case] = {
     "alp": ("strided_cnn", "alp", {}, {"optimizer": {"name": "sgd", "lr": 0.05}, "ema": 0.9}),
     "tla": ("mlp", "tla", {"pool": 13, "margin": 1.0}, {"clip_norm": 1.0}),
     "tla queue": ("mlp", "tla", {"pool": 20, "negative": "queue", "margin": 1.0}, {}),
+    "proxies": ("mlp", "tla", {"pool": 20, "metric_loss": "SoftTripleLoss"}, {"clip_norm": 1.0}),
     "batch norm": ("mnist_cnn", "tla", {"pool": 12}, {"epochs": 1, "optimizer": {"name": "sgd", "lr": 0.002}}),
 }
 DRAWN: dict[str, Case] = {
@@ -37,8 +38,9 @@ DRAWN: dict[str, Case] = {
     "tla random": ("mlp", "tla", {"pool": 13, "negative": "random"}, {}),
     "tla queue": ("mlp", "tla", {"pool": 20, "negative": "queue"}, {}),
     "own pools": ("mlp", "tla", {"pool": 12, "share_pool": False, "margin": 1.0}, {}),
+    "proxies": ("mlp", "tla", {"pool": 12, "metric_loss": "ProxyAnchorLoss"}, {}),
 }
-RESUMED = ("tla queue",)
+RESUMED = ("tla queue", "proxies")
 STOP = 7
 
 

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.helpers.tiny_training import ATTACK, attack_at, config, images, model, setting
+from tests.helpers.tiny_training import ATTACK, EMBEDDING, attack_at, config, images, model, setting
 from trl.common.errors import TrlError
 from trl.config import Optimizer, Schedule
 from trl.objectives import build_objective
@@ -92,7 +92,11 @@ def test_an_interrupted_run_ends_with_the_same_weights_bit_for_bit(tmp_path: Pat
 
 
 @pytest.mark.parametrize("stop", [0, 1, 7])
-@pytest.mark.parametrize("options", [{"negative": "queue"}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{"negative": "queue"}, {"metric_loss": "ProxyAnchorLoss"}, {"metric_loss": "SoftTripleLoss", "negative": "queue"}],
+    ids=str,
+)
 def test_an_interrupted_run_finds_its_objectives_queue_and_weights_again(
     tmp_path: Path, options: dict[str, Any], stop: int
 ) -> None:
@@ -102,6 +106,18 @@ def test_an_interrupted_run_finds_its_objectives_queue_and_weights_again(
     with pytest.raises(Interrupted):
         fit(checkpoint=checkpoint, stop=stop, options=options, **changes)
     assert same(whole, fit(checkpoint=checkpoint, options=options, **changes)[0])
+
+
+def test_the_weights_of_a_metric_loss_are_trained() -> None:
+    used = setting()
+    objective = build_objective("tla", used, pool=12, metric_loss="SoftTripleLoss")
+    before = [p.clone() for p in objective.parameters()]
+    net = model()
+    outcome = train(net, objective, used, attack_at, images(24, 1), ATTACK, config())
+    assert [p.shape for p in before] == [(EMBEDDING, 3 * 10)]  # ten centres a class
+    assert all(not torch.equal(p, q) for p, q in zip(objective.parameters(), before, strict=True))
+    assert outcome.state.keys() == net.state_dict().keys()  # they are no part of the model
+    assert outcome.history[-1]["triplet"] < outcome.history[0]["triplet"]
 
 
 def test_images_streamed_from_where_they_lie_train_the_same_weights() -> None:
