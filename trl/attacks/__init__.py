@@ -1,11 +1,11 @@
 """Attacks: each is a function (model, x, y, threat, …) → x_adv, one file per family.
 
-`model` is any `torch.nn.Module` from images x, [n,…] with values in [0, 1], to logits [n,k]; y holds integer labels
-[n]. x_adv has the device, dtype and memory format of x, lies in [0, 1] and in the threat's ball, and has no gradient.
-The model runs in eval mode with frozen parameters; its parameters, gradients, buffers and flags stay as they were.
-`criterion` says what counts as success: `Misclassified()`, or `Targeted()`, for which y is the class to reach, or a
-composition such as `Misclassified() & Undetected(detector, threshold)`.
-Randomness comes from torch's global generator. TrlError for images or labels that do not fit.
+`model` is any `torch.nn.Module` that maps images x, [n,…] with values in [0, 1], to logits [n,k]; y holds integer
+labels [n]. x_adv has the device, dtype and memory format of x, lies in [0, 1] and in the threat's ball, and carries no
+gradient. The model runs in eval mode with frozen parameters; its parameters, gradients, buffers and flags are restored.
+`criterion` defines success: `Misclassified()`, `Targeted()` (y is then the class to reach), or a combination such as
+`Misclassified() & Undetected(detector, threshold)`.
+Random numbers come from torch's global generator. TrlError for invalid images or labels.
 """
 
 from trl.attacks.apgd import apgd, apgd_t
@@ -19,7 +19,7 @@ from trl.attacks.eot import EoT
 from trl.attacks.fab import fab, fab_t
 from trl.attacks.fgsm import fgsm
 from trl.attacks.mim import mim
-from trl.attacks.pgd import bim, cw, pgd  # here and now, so that `pgd` is the function, whoever imports its module
+from trl.attacks.pgd import bim, cw, pgd  # not lazily: `trl.attacks.pgd` must be the function, not its module
 from trl.attacks.registry import ATTACKS
 from trl.attacks.square import square
 

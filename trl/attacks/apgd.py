@@ -1,7 +1,7 @@
-"""APGD, which chooses its own step sizes (Croce & Hein 2020, arXiv 2003.01690, algorithm 1), and its targeted form.
+"""APGD, which adapts its step size (Croce & Hein 2020, arXiv 2003.01690, algorithm 1), and its targeted variant.
 
 In L1 it is APGD-L1 with adaptive sparsity (Croce & Hein 2021, arXiv 2103.01208, algorithm 1). Where the papers and
-the authors' code differ, this follows the code, which is what the published robust accuracies were measured with.
+the authors' code differ, this follows the code: it produced the published robust accuracies.
 """
 
 from abc import ABC, abstractmethod
@@ -26,10 +26,10 @@ from trl.nn.modes import frozen
 from trl.nn.precision import searches_in_half
 from trl.threat import L1, Linf, Threat, column, length
 
-ROUGH = 0.5  # share of the steps that follow the caller's autocast: half precision cannot place the last ones
-NOISE = 0.004  # of an image's largest gradient: about what half precision adds
+ROUGH = 0.5  # share of the steps that use the caller's autocast: half precision is too coarse for the last ones
+NOISE = 0.004  # relative to an image's largest gradient: about the rounding error of half precision
 
-Objective = Callable[[Tensor], Loss]  # the loss to use, given the class [n] that each sample is led to
+Objective = Callable[[Tensor], Loss]  # the target classes [n] → the loss to use
 
 
 @searches_in_half
@@ -44,12 +44,12 @@ def apgd(
     restarts: Count = 1,
     loss: Literal["ce", "dlr", "cw"] = "ce",
 ) -> Tensor:
-    """`steps` steps with momentum from a random point of the ball, of a size that is halved when progress stops.
+    """`steps` momentum steps from a random point of the ball; the step size halves when progress stalls.
 
-    `loss` is cross-entropy, DLR, or the margin of Carlini & Wagner; to reach a class, DLR is the weakest, since it is
-    flat where that class ranks third. A sample that meets the criterion (in full precision) is done: `x` itself if it
-    does, or else the iterate that does. Further restarts run on the other samples; what is left in the end is the
-    iterate with the highest loss. A restart costs `steps` gradients at most.
+    `loss` is cross-entropy, DLR, or the Carlini & Wagner margin. DLR is the weakest for targeted attacks: it is flat
+    where the target class ranks third. A sample is done as soon as `x` or an iterate meets the criterion in full
+    precision. Later restarts run on the remaining samples; those that never succeed get the iterate with the highest
+    loss. A restart costs at most `steps` gradients.
     """
     check_criterion(criterion)
     check_positive(steps=steps, restarts=restarts)
@@ -75,16 +75,16 @@ def apgd_t(
     steps: Count = 100,
     targets: Count = 9,
 ) -> Tensor:
-    """APGD-T: `apgd` on the targeted DLR loss, towards each of the `targets` most likely other classes in turn.
+    """APGD-T: `apgd` on the targeted DLR loss, towards each of the `targets` most likely other classes at `x` in turn.
 
-    Likely at `x`; there are at most as many as the model has other classes. Each run is on the samples on which no
-    earlier one succeeded. In linf the gradients get a little noise, which is not of the paper: where a network masks
-    its gradients, the signs of the smallest ones hold the search in place. See `apgd` for the rest.
+    Fewer targets if the model has fewer other classes. Each run attacks the samples on which no earlier run succeeded.
+    In linf a little noise is added to the gradients, which the paper does not do: where a network masks its gradients,
+    the signs of the smallest ones would trap the search. See `apgd` for the rest.
     """
     check_criterion(criterion)
     check_positive(steps=steps, targets=targets)
     if isinstance(criterion, Targeted):
-        raise TrlError("apgd_t chooses its target classes itself; use apgd to reach a given class")
+        raise TrlError("apgd_t picks its own target classes; use apgd with Targeted() to reach a given class")
     with frozen(model):
         x, y, classes = check_input(x, y)
         if len(x) == 0:
@@ -99,8 +99,8 @@ def apgd_t(
 def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     """(z_target - z_y) / (z_π1 - (z_π3 + z_π4)/2) (Croce & Hein 2020, equation 7), per sample.
 
-    Fewer than four classes have no fourth logit, and with others in its place the ratio is constant for some target:
-    there it is the numerator alone.
+    With fewer than four classes there is no fourth logit, and substituting another one makes the ratio constant for
+    some targets: the numerator alone is used then.
     """
     margin = logits.gather(1, target[:, None]).squeeze(1) - logits.gather(1, y[:, None]).squeeze(1)
     if logits.shape[1] < 4:
@@ -110,7 +110,7 @@ def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
 
 
 class _Runs:
-    """Several runs, each one on the samples that are left; `kept` is the best result per sample."""
+    """Successive runs, each on the samples not yet fooled; `kept` holds the best result per sample."""
 
     def __init__(
         self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, criterion: Criterion, classes: int, steps: int
@@ -121,7 +121,7 @@ class _Runs:
         self.kept = Kept(x.clamp(0, 1), met, torch.full_like(loss, -torch.inf))
 
     def run(self, objective: Objective, target: Tensor, *, noisy: bool = False) -> None:
-        """One more run, towards `target` [n] if the `objective` heeds it; `noisy`: see `_Noisy`."""
+        """One more run, towards `target` [n] if the `objective` uses it; `noisy`: see `_Noisy`."""
         rows = self.kept.left()
         if len(rows) == 0:
             return
@@ -130,25 +130,25 @@ class _Runs:
             climb = _Noisy if noisy else _Momentum
             climb(self, threat, objective, rows, target, threat.random_start(x), final=True).run(self.steps)
             return
-        # 3, 2 and 1 times epsilon for 30, 30 and 40 % of the steps: the second paper's multi-epsilon scheme
+        # the second paper's multi-epsilon scheme: 3, 2 and 1 times epsilon for 30, 30 and 40 % of the steps
         x_adv, ends = x + torch.randn_like(x), (0, self.steps * 3 // 10, self.steps * 6 // 10, self.steps)
         for factor, (begin, end) in zip((3, 2, 1), pairwise(ends), strict=True):
-            stage = replace(threat, epsilon=factor * threat.epsilon)
-            search = _Sparse(self, stage, objective, rows, target, stage.project(x_adv, x), final=factor == 1)
+            ball = replace(threat, epsilon=factor * threat.epsilon)
+            search = _Sparse(self, ball, objective, rows, target, ball.project(x_adv, x), final=factor == 1)
             search.run(end - begin)
             x_adv = search.x_best
 
     def judge(self, rows: Tensor, x_adv: Tensor, loss: Loss) -> Tensor:
-        """bool: do the results `x_adv` for the samples `rows` meet the criterion? Keeps what is better than before."""
+        """Whether the results `x_adv` for the samples `rows` meet the criterion, bool; keeps those that improve."""
         met, value = judge(self.model, x_adv, self.y[rows], self.criterion, loss, self.classes)
         self.kept.note(rows, x_adv, met, value)
         return met
 
 
 class _Search(ABC):
-    """A search from a start. Every tensor it holds is per sample, so that it can drop the samples that are done.
+    """One search from a starting point. Every tensor it holds is per sample, so finished samples can be dropped.
 
-    In the `final` one of several stages, samples that meet the criterion are done; the results go to `runs`.
+    Only in the `final` of several phases does a sample that meets the criterion count as done; results go to `runs`.
     """
 
     largest_step: float  # in epsilons
@@ -174,7 +174,7 @@ class _Search(ABC):
         self._prepare()
 
     def run(self, steps: int) -> None:
-        """`steps` steps, or fewer if no sample is left."""
+        """Take `steps` steps; stop early once every sample is done."""
         if steps == 0:
             return
         autocast, self.precise = torch.is_autocast_enabled(self.x.device.type), False
@@ -187,7 +187,7 @@ class _Search(ABC):
                 self._sharpen()
             self.move(step)
             self._look(ascend=step < steps)
-            if self.final and (step == steps or step & (step - 1) == 0):  # rarely, since it waits for the device
+            if self.final and (step == steps or step & (step - 1) == 0):  # rarely: it synchronises with the device
                 self._settle(everything=step == steps)
                 if len(self.rows) == 0:
                     return
@@ -198,30 +198,30 @@ class _Search(ABC):
 
     @abstractmethod
     def periods(self, steps: int) -> Iterator[int]:
-        """The numbers of steps from each checkpoint to the next, of a run of `steps`; without end."""
+        """Endless: the number of steps between successive checkpoints, for a run of `steps`."""
 
     @abstractmethod
     def move(self, step: int) -> None:
-        """The next iterate."""
+        """Compute the next iterate."""
 
     @abstractmethod
     def adapt(self, period: int) -> None:
-        """A checkpoint, `period` steps after the last one."""
+        """Adapt the step size at a checkpoint, `period` steps after the last one."""
 
     def _prepare(self) -> None:
-        """What depends on the samples and is no tensor per sample."""
+        """Rebuild what depends on the remaining samples but is not a per-sample tensor."""
         self.project = self.threat.projection(self.x)
         self.ascended = self.runs.criterion.loss(self.objective(self.target))
 
     def _sharpen(self) -> None:
-        """Go on in full precision, from the best iterates, whose losses so far are no measure for those to come."""
+        """Continue in full precision from the best iterates, and forget the losses in half precision."""
         self.precise = True
         self.x_adv, self.met = self.x_best.clone(), torch.zeros_like(self.met)
         self.highest = torch.full_like(self.highest, -torch.inf)
         self._look(ascend=True)
 
     def _look(self, ascend: bool) -> None:
-        """Evaluate the iterate; keep it if it meets the criterion, or no other did and its loss is the highest."""
+        """Evaluate the iterate; keep it if it meets the criterion, or if none did yet and its loss is the highest."""
         runs = self.runs
         with torch.autocast(self.x.device.type, enabled=False) if self.precise else nullcontext():
             if ascend:
@@ -240,13 +240,13 @@ class _Search(ABC):
         torch.where(better, self.gradient, self.best_gradient, out=self.best_gradient)
 
     def _restart(self, where: Tensor) -> None:
-        """Back to the best iterate in the samples `where`: bool [n]."""
+        """Return to the best iterate for the samples selected by `where`, bool [n]."""
         where = column(where, self.x)
         self.x_adv = torch.where(where, self.x_best, self.x_adv)
         self.gradient = torch.where(where, self.best_gradient, self.gradient)
 
     def _settle(self, everything: bool) -> None:
-        """Verify what seems done, or everything, and drop what is."""
+        """Verify the samples that seem done (or `everything`) and drop those that are."""
         found = (self.met | everything).nonzero().squeeze(1)
         if len(found) == 0:
             return
@@ -261,7 +261,7 @@ class _Search(ABC):
 
 
 class _Momentum(_Search):
-    """APGD: steps with momentum, of a size that is halved, from the best iterate, where the loss has stopped rising."""
+    """APGD: momentum steps; where the loss stops rising, halve the step size and return to the best iterate."""
 
     largest_step = 2.0
 
@@ -271,23 +271,23 @@ class _Momentum(_Search):
         self.highest_before = self.highest
 
     def periods(self, steps: int) -> Iterator[int]:
-        """22 % of the steps, and 3 % fewer each time until they are 6 %."""
+        """22 % of the steps, then 3 % less each time, down to 6 %."""
         period, shorter, shortest = (max(int(share * steps), 1) for share in (0.22, 0.03, 0.06))
         while True:
             yield period
             period = max(period - shorter, shortest)
 
     def move(self, step: int) -> None:
-        """x ← P(x + ¾·(P(x + size·direction) - x) + ¼·(x - x_old)), and the first one without momentum."""
+        """x ← P(x + ¾·(P(x + size·direction) - x) + ¼·(x - x_old)); the first step has no momentum."""
         ahead = self.project(self.threat.ascend(self.x_adv, self.gradient, self.size))
         if step > 1:
             ahead = self.project(ahead.mul_(0.75).add_(self.x_adv, alpha=0.5).sub_(self.x_old, alpha=0.25))
         self.x_old, self.x_adv = self.x_adv, ahead
 
     def adapt(self, period: int) -> None:
-        """Halve where at most ¾ of the steps raised the loss, or its maximum stayed the same without halving.
+        """Halve where at most ¾ of the steps raised the loss, or its maximum did not rise and the size was not halved.
 
-        As in the code, the first step after a return to the best iterate is compared with the iterate that was left.
+        As in the authors' code, the first step after a return is compared with the iterate before the return.
         """
         self.halved = (self.rises <= 0.75 * period) | (~self.halved & (self.highest <= self.highest_before))
         self.highest_before = self.highest
@@ -297,10 +297,10 @@ class _Momentum(_Search):
 
 
 class _Noisy(_Momentum):
-    """The same; in linf, where a step has only the gradients' signs, those of the smallest are drawn at random."""
+    """The same, but in linf, where steps use only the signs of gradients, noise randomises the smallest ones."""
 
     def move(self, step: int) -> None:
-        """x ← the same, along the gradient and noise."""
+        """The same step, along the gradient plus noise."""
         if isinstance(self.threat, Linf):
             largest = length(self.gradient, "linf")
             self.gradient = torch.addcmul(self.gradient, torch.randn_like(self.gradient), largest, value=NOISE)
@@ -308,7 +308,7 @@ class _Noisy(_Momentum):
 
 
 class _Sparse(_Search):
-    """APGD-L1: steps in as many values as two thirds of those that the best iterate changes; no momentum."""
+    """APGD-L1: a step changes two thirds as many values as the best iterate does; no momentum."""
 
     threat: L1
     largest_step = 1.0
@@ -323,11 +323,11 @@ class _Sparse(_Search):
 
     def move(self, step: int) -> None:
         """x ← P(x + size·direction)."""
-        values = (self.changed / 1.5).long()  # the code rounds up, and then two values never become one
+        values = (self.changed / 1.5).long()  # rounding up, as the authors do, never goes from two values to one
         self.x_adv = self.project(self.threat.ascend(self.x_adv, self.gradient, self.size, values))
 
     def adapt(self, period: int) -> None:
-        """Where the best iterate became sparser, start from it with the largest size; reduce the size elsewhere."""
+        """Where the best iterate became sparser, restart from it with the largest step; elsewhere shrink the step."""
         changed, largest = self._changed(), self.largest_step * self.threat.epsilon
         sparser = changed < 0.95 * self.changed
         self.changed = changed

@@ -1,4 +1,4 @@
-"""AutoAttack, the field's reference for reporting robust accuracy (Croce & Hein, ICML 2020, arXiv 2003.01690)."""
+"""AutoAttack, the standard attack for reporting robust accuracy (Croce & Hein, ICML 2020, arXiv 2003.01690)."""
 
 from functools import partial
 from typing import Literal
@@ -22,7 +22,7 @@ VERSIONS: dict[str, tuple[Part, ...]] = {
     "plus": ("apgd_ce", "apgd_dlr", "fab", "square", "apgd_t", "fab_t"),
     "rand": ("apgd_ce", "apgd_dlr"),
 }
-DRAWS = 20  # of a randomised model, per gradient, in version rand
+DRAWS = 20  # forward passes of a randomised model per gradient, in version rand
 
 
 def autoattack(
@@ -35,12 +35,13 @@ def autoattack(
     version: Literal["standard", "plus", "rand", "custom"] = "standard",
     parts: tuple[Part, ...] = (),
 ) -> Tensor:
-    """The attacks of `version` in order, each on the samples that the former did not fool, with the authors' budgets.
+    """The attacks of `version` in order, with the authors' budgets; each runs on the samples that earlier ones left.
 
     standard: APGD-CE, targeted APGD and targeted FAB (9 targets; 5 for APGD in ℓ1), Square with 5,000 queries.
     plus: APGD-CE and APGD-DLR, FAB (each with 5 restarts), Square, targeted APGD, targeted FAB.
-    rand: APGD-CE and APGD-DLR on the expectation over 20 draws, for models that answer at random.
-    custom: `parts`, with the budgets of standard. See the package for the rest. TrlError: a targeted criterion.
+    rand: APGD-CE and APGD-DLR on the mean of 20 forward passes, for models with random outputs.
+    custom: `parts`, with the budgets of standard. See the package for the rest. TrlError unless the criterion is
+    `Misclassified`.
     """
     return build_autoattack(threat, criterion, version=version, parts=parts)(model, x, y)
 
@@ -52,12 +53,12 @@ def build_autoattack(
     version: Literal["standard", "plus", "rand", "custom"] = "standard",
     parts: tuple[Part, ...] = (),
 ) -> Ensemble:
-    """What `autoattack` runs, as an ensemble whose parts `evaluate` runs, counts and resumes one by one."""
+    """`autoattack` as an ensemble; `evaluate` runs, reports and resumes its parts one by one."""
     check_criterion(criterion)
     if not isinstance(criterion, Misclassified):
-        raise TrlError("autoattack ends in any other class than y; take apgd or square for another criterion")
+        raise TrlError("autoattack supports only the criterion Misclassified(); use apgd or square for another one")
     if (version == "custom") != bool(parts):
-        raise TrlError(f"autoattack version {version!r}: name `parts` for version custom, and only for it")
+        raise TrlError(f"autoattack version {version!r}: give `parts` with version custom, and only with it")
     l1, restarts = threat.name == "l1", 5 if version == "plus" or (threat.name == "l1" and version != "rand") else 1
     known: dict[str, Attack] = {
         "apgd_ce": partial(apgd, threat=threat, loss="ce", restarts=restarts),
@@ -81,5 +82,5 @@ def _expected(attack: Attack, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return attack(EoT(model, DRAWS), x, y)
 
 
-# what `build_attack` takes in its place
+# `build_attack` uses this instead
 autoattack.in_parts = build_autoattack  # type: ignore[attr-defined]

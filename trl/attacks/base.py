@@ -1,4 +1,4 @@
-"""What all gradient attacks share: checked input, a model that is left as it was, the gradient at the input."""
+"""What gradient attacks share: the gradient of a loss at the input, and the verdict per sample."""
 
 import warnings
 from collections.abc import Callable
@@ -17,14 +17,14 @@ Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]  # (model, x, y) → x_ad
 
 
 def check_positive(**options: float | None) -> None:
-    """TrlError unless every option that is given is above 0."""
+    """TrlError unless every option is above 0 or None."""
     for name, value in options.items():
         if value is not None and not value > 0:
             raise TrlError(f"{name} must be above 0, not {value!r}")
 
 
 class Ascent(NamedTuple):
-    """One forward and one backward: per sample the loss [n], its gradient at the input [n,…] and the outputs [n,k]."""
+    """One forward and backward pass: gradient at the input [n,…], loss [n] and outputs [n,k]."""
 
     gradient: Tensor
     loss: Tensor
@@ -32,10 +32,10 @@ class Ascent(NamedTuple):
 
 
 def ascent(model: nn.Module, x_adv: Tensor, y: Tensor, loss: Loss, classes: int) -> Ascent:
-    """The loss at `x_adv` and its gradient, shaped like it; NaN in the gradient, as of infinite logits, becomes 0.
+    """The loss at `x_adv` and its gradient; NaN in the gradient, for example from infinite logits, becomes 0.
 
-    In the place of the gradient of an `Orthogonal` loss is its direction, which takes two backwards. Of an `EoT`, the
-    means over its draws, of which one at a time is in memory.
+    For an `Orthogonal` loss the gradient is replaced by its `direction`, which takes two backward passes. For an `EoT`
+    all values are means over its draws, computed with one draw in memory at a time.
     """
     if isinstance(model, EoT):
         sums = ascent(model.model, x_adv, y, loss, classes)
@@ -48,7 +48,7 @@ def ascent(model: nn.Module, x_adv: Tensor, y: Tensor, loss: Loss, classes: int)
         values = loss(outputs, y)
         total = values.sum()
     if not total.requires_grad:
-        warnings.warn("the model's logits have no gradient at its input: gradient attacks do nothing", stacklevel=3)
+        warnings.warn("the model's logits have no gradient at its input: gradient attacks have no effect", stacklevel=3)
         return Ascent(torch.zeros_like(x_adv), values, outputs)
     if isinstance(loss, Orthogonal):
         with torch.enable_grad():
@@ -61,7 +61,7 @@ def ascent(model: nn.Module, x_adv: Tensor, y: Tensor, loss: Loss, classes: int)
 
 
 def _gradient(total: Tensor, x: Tensor, keep: bool = False) -> Tensor:
-    """At x; zero where there is none or it is NaN. The graph is kept if `keep`."""
+    """The gradient at x; zero where it is missing or NaN. `keep` retains the graph."""
     (gradient,) = torch.autograd.grad(total, x, retain_graph=keep, materialize_grads=True)
     return gradient.nan_to_num(nan=0.0)
 
@@ -69,7 +69,7 @@ def _gradient(total: Tensor, x: Tensor, keep: bool = False) -> Tensor:
 def judge(
     model: nn.Module, x_adv: Tensor, y: Tensor, criterion: Criterion, loss: Loss, classes: int
 ) -> tuple[Tensor, Tensor]:
-    """Per sample, is it a success (bool [n]), and its loss [n]; in full precision, also under autocast."""
+    """Success per sample (bool [n]) and the loss [n]; in full precision even under autocast."""
     with torch.autocast(x_adv.device.type, enabled=False):
         outputs = logits_of(model, x_adv, classes)
         return criterion.met(outputs, y), loss(outputs, y)

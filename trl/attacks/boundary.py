@@ -1,4 +1,4 @@
-"""The decision boundary as the model's linearisation shows it: what FAB and DeepFool step to."""
+"""The decision boundary of the linearised model, which FAB and DeepFool step to."""
 
 import warnings
 from typing import NamedTuple
@@ -12,13 +12,13 @@ from trl.common.errors import TrlError
 from trl.nn.logits import logits_of
 from trl.threat import column, length
 
-DUAL = {"linf": "l1", "l2": "l2", "l1": "linf"}  # the steepest step of size 1 climbs by this norm of the gradient
+DUAL = {"linf": "l1", "l2": "l2", "l1": "linf"}  # norm of a step: norm of the gradient that gives the steepest slope
 
-SAFE = 100  # roundings of a logit: float32 sums of a network's layers differ by about 10 from one batch size to another
+SAFE = 100  # rounding steps of a logit: float32 logits differ by about 10 steps between batch sizes
 
 
 class Boundary(NamedTuple):
-    """Per sample, a hyperplane value + ⟨normal, d⟩ = 0 for steps d from x, positive where x + d is a success.
+    """Per sample, the hyperplane value + ⟨normal, d⟩ = 0 in steps d from x; positive means that x + d succeeds.
 
     `normal` [n,…], `value` [n], and the model's outputs [n,k] at x.
     """
@@ -29,15 +29,15 @@ class Boundary(NamedTuple):
 
 
 def rivals(outputs: Tensor, y: Tensor, criterion: Criterion, most: int | None = None) -> Tensor:
-    """The `most` (None: all) classes with the highest logits but y, best first: [n,m]; for `Targeted`, y itself.
+    """The `most` (None: all) classes other than y by falling logit, [n,m]; for `Targeted`, y itself.
 
-    TrlError for a criterion that is about more than which logit is the highest.
+    TrlError for any criterion but `Misclassified` and `Targeted`.
     """
     if isinstance(criterion, Targeted):
         return y[:, None]
     if not isinstance(criterion, Misclassified):
         raise TrlError(
-            "FAB and DeepFool linearise logits, and know the criteria Misclassified and Targeted only "
+            "FAB and DeepFool support only the criteria Misclassified and Targeted "
             f"(given {type(criterion).__name__}); use another attack, such as pgd"
         )
     others = outputs.shape[1] - 1
@@ -45,9 +45,9 @@ def rivals(outputs: Tensor, y: Tensor, criterion: Criterion, most: int | None = 
 
 
 def safe_margin(outputs: Tensor, y: Tensor) -> Tensor:
-    """The margin [n] beyond a boundary that rounding, as of another batch size, does not undo, given the outputs at x.
+    """The margin [n] that rounding, for example in another batch size, cannot undo; `outputs` are those at x.
 
-    It is relative to the logits of y and the highest other class, since masked ones are of any size.
+    Relative to the logits of y and the highest other class, since models that mask gradients have logits of any size.
     """
     own, margin = outputs.gather(1, y[:, None]).squeeze(1), cw_margin(outputs, y)
     scale = torch.maximum(own.abs(), (own + margin).abs()).nan_to_num(nan=0.0, posinf=0.0)
@@ -57,9 +57,9 @@ def safe_margin(outputs: Tensor, y: Tensor) -> Tensor:
 def nearest_boundary(
     model: nn.Module, x: Tensor, y: Tensor, rivals: Tensor, criterion: Criterion, norm: str, classes: int
 ) -> Boundary:
-    """The one of the linearised boundaries that is nearest to x in `norm`: one forward, one backward for each rival.
+    """The linearised boundary nearest to x in `norm`: one forward pass, and one backward pass per rival.
 
-    They are those between y and its `rivals`; or, for `Targeted`, the one between y and the highest other class.
+    Candidates are the boundaries between y and its `rivals`; for `Targeted`, between y and the highest other class.
     """
     with torch.enable_grad():
         x = x.detach().requires_grad_()
@@ -71,7 +71,7 @@ def nearest_boundary(
         totals = values.sum(0).unbind()
     outputs, values = outputs.detach(), values.detach()
     if not totals[0].requires_grad:
-        warnings.warn("the model's logits have no gradient at its input: gradient attacks do nothing", stacklevel=4)
+        warnings.warn("the model's logits have no gradient at its input: gradient attacks have no effect", stacklevel=4)
         return Boundary(torch.zeros_like(x), values[:, 0], outputs)
     normal = _gradient(totals[0], x, keep=len(totals) > 1)
     if len(totals) == 1:

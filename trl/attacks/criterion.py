@@ -1,4 +1,4 @@
-"""What counts as success for an attack: an object that it asks for a loss to ascend and for a verdict per sample."""
+"""What counts as success for an attack: a criterion gives the loss to ascend and a verdict per sample."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -14,29 +14,29 @@ from trl.detectors.base import Detector
 from trl.detectors.observe import observe
 
 Strategy = Literal["joint", "selective", "orthogonal"]
-UNMET = 1e9  # how far the loss of a sample that fails the first criterion is below that of one which meets it
+UNMET = 1e9  # subtracted from the loss of a sample that fails the first criterion, to rank it below those that meet it
 
 
 class Criterion(ABC):
-    """Success on a sample, given the model's outputs [n,…] and the labels y [n] that the attack was called with.
+    """Decides success per sample from the model's outputs and the labels y [n] that the attack was called with.
 
-    The outputs are the logits, followed by one column with the score of each of its `detectors`.
-    `a & b` is success on both.
+    Outputs are the logits, followed by one column of scores per detector in `detectors`: [n, k + detectors].
+    `a & b` requires both.
     """
 
     detectors: tuple[Detector, ...] = ()
 
     def view(self, model: nn.Module) -> nn.Module:
-        """The model as the attack runs it: with the detectors' scores beside its logits."""
+        """The model as the attack runs it: its outputs include the detectors' scores."""
         return Scored(model, self.detectors) if self.detectors else model
 
     @abstractmethod
     def loss(self, loss: Loss) -> Loss:
-        """What to ascend, a function (outputs, y) → [n], for an attack that was asked to use `loss`."""
+        """The loss to ascend, (outputs, y) → [n], for an attack configured with `loss`."""
 
     @abstractmethod
     def met(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """bool [n]: is it a success?"""
+        """Whether each sample is a success: bool [n]."""
 
     def __and__(self, other: "Criterion") -> "Both":
         return Both(self, other)
@@ -46,7 +46,7 @@ class Criterion(ABC):
 
 
 class Misclassified(Criterion):
-    """Any class but y: the default."""
+    """Predicted as any class but y: the default."""
 
     def loss(self, loss: Loss) -> Loss:
         """`loss` itself."""
@@ -58,10 +58,10 @@ class Misclassified(Criterion):
 
 
 class Targeted(Criterion):
-    """Class y itself: the attack is called with the class to reach in the place of the true one."""
+    """Predicted as class y: call the attack with the target classes instead of the true labels."""
 
     def loss(self, loss: Loss) -> Loss:
-        """`loss` of the target, negated."""
+        """`loss` for the target class, negated."""
         return lambda outputs, y: -loss(outputs, y)
 
     def met(self, outputs: Tensor, y: Tensor) -> Tensor:
@@ -70,9 +70,9 @@ class Targeted(Criterion):
 
 
 class Undetected(Criterion):
-    """The `detector`'s score is at most `threshold`; `scale` > 0 is the unit in which its excess is ascended.
+    """The score of `detector` is at most `threshold`; the loss is divided by `scale` > 0.
 
-    A unit that suits: the standard deviation of the natural scores. The detector is on the model's device.
+    A good scale is the standard deviation of the natural scores. The detector must be on the model's device.
     """
 
     def __init__(self, detector: Detector, threshold: float, scale: float = 1.0) -> None:
@@ -84,25 +84,24 @@ class Undetected(Criterion):
         return f"Undetected({made} {digest(detector.state_dict())}, {self.threshold!r}, {self.scale!r})"
 
     def loss(self, loss: Loss) -> Loss:
-        """How far the score is below the threshold, in units of `scale`; the attack's own loss has no say."""
+        """How far the score is below the threshold, in units of `scale`; the argument `loss` is ignored."""
         return lambda outputs, y: (self.threshold - outputs[:, -1]) / self.scale
 
     def met(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """The score is not above the threshold."""
+        """The score is at most the threshold."""
         return outputs[:, -1] <= self.threshold
 
 
 class Both(Criterion):
-    """Success on `first` and on `second`; `strategy` says how the gradients of the two are brought together.
+    """Success on `first` and on `second`; `strategy` says how their gradients are combined.
 
-    `joint` (which `a & b` is): the gradient of the one that is further from success, by a loss that is positive exactly
-    where both are met. `selective` (Bryniarski et al. 2022, arXiv 2106.15023, section 4.1): the first until it is met,
-    then the second, so that the second goes on rising beyond its own success; an attack that keeps its best iterate,
-    such as APGD, keeps the highest second loss among those that meet the first. `orthogonal` (section 4.2): the
-    same, each step orthogonal to the other gradient, so that it leaves the other loss as it is.
+    `joint` (used by `a & b`): follow the one further from success; the loss is positive exactly where both are met.
+    `selective` (Bryniarski et al. 2022, arXiv 2106.15023, section 4.1): follow the first until it is met, then the
+    second, which keeps rising beyond its own success; an attack that keeps its best iterate, such as APGD, keeps the
+    highest second loss among iterates that meet the first. `orthogonal` (section 4.2): the same, with each step
+    orthogonal to the other gradient, so that to first order the other loss does not change.
 
-    In `first` the attack's own loss gives way to DLR, whose sign tells the verdict and whose size does not depend on
-    the logits' scale.
+    The attack's own loss is replaced by DLR: its sign is the verdict, and it ignores the scale of the logits.
     """
 
     def __init__(self, first: Criterion, second: Criterion, strategy: Strategy = "joint") -> None:
@@ -115,7 +114,7 @@ class Both(Criterion):
         return f"Both({self.first!r}, {self.second!r}, {self.strategy!r})"
 
     def loss(self, loss: Loss) -> Loss:
-        """One number per sample that rises with success; `loss` has no say."""
+        """The combined loss [n], higher = closer to success; the argument `loss` is ignored."""
         of_first, of_second = self.first.loss(dlr), self.second.loss(dlr)
 
         def first(outputs: Tensor, y: Tensor) -> Tensor:
@@ -133,12 +132,12 @@ class Both(Criterion):
         return (Orthogonal if self.strategy == "orthogonal" else InTurn)(first, second, first_met)
 
     def met(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """Both are."""
+        """Both are met."""
         of_first, of_second = self._split(outputs)
         return self.first.met(of_first, y) & self.second.met(of_second, y)
 
     def _split(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
-        """The logits, with the scores that belong to each."""
+        """The outputs for each criterion: the logits with the scores of its own detectors."""
         classes, mine = outputs.shape[1] - len(self.detectors), len(self.first.detectors)
         logits, scores = outputs[:, :classes], outputs[:, classes:]
         return torch.cat([logits, scores[:, :mine]], 1), torch.cat([logits, scores[:, mine:]], 1)
@@ -146,7 +145,7 @@ class Both(Criterion):
 
 @dataclass(frozen=True)
 class InTurn:
-    """A loss: `first` where it is not met yet, and `second`, which counts for more, where it is."""
+    """A loss: `first` where that is not met yet, else `second`, which always ranks higher."""
 
     first: Loss
     second: Loss
@@ -158,11 +157,11 @@ class InTurn:
 
 
 class Orthogonal(InTurn):
-    """The same loss, whose ascent direction `direction` makes of the gradients of its two parts."""
+    """The same loss; its ascent direction is computed from the gradients of both parts."""
 
     @staticmethod
     def direction(first: Tensor, second: Tensor, first_met: Tensor) -> Tensor:
-        """Of gradients [n,…]: per sample the one to follow, without its component along the other one."""
+        """Per sample the gradient to follow [n,…], without its component along the other one."""
         flat = first.flatten(1), second.flatten(1)
         met = first_met[:, None]
         followed, other = torch.where(met, flat[1], flat[0]), torch.where(met, flat[0], flat[1])
@@ -171,14 +170,14 @@ class Orthogonal(InTurn):
 
 
 class Scored(nn.Module):
-    """Images to logits [n,k] and, beside them, the score of each detector: [n, k + detectors]."""
+    """Maps images to logits [n,k] followed by the score of each detector: [n, k + detectors]."""
 
     def __init__(self, model: nn.Module, detectors: tuple[Detector, ...]) -> None:
         super().__init__()
         self.model, self.detectors = model, detectors
 
     def forward(self, x: Tensor) -> Tensor:
-        """Float64, since the detectors' scores are."""
+        """Float64, like the detectors' scores."""
         columns: list[Tensor] = []
         for detector in self.detectors:
             logits, seen = observe(self.model, x, detector.reads)
@@ -187,7 +186,7 @@ class Scored(nn.Module):
 
 
 def check_criterion(criterion: object) -> None:
-    """TrlError unless it is a criterion: not its class, for one."""
+    """TrlError unless it is a criterion; a common slip is to pass the class instead of an instance."""
     if not isinstance(criterion, Criterion):
         hint = f"{criterion.__name__}()" if isinstance(criterion, type) else "Misclassified() or Targeted()"
         raise TrlError(f"criterion must be a Criterion, not {criterion!r}; use an instance such as {hint}")

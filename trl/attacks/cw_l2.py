@@ -12,10 +12,10 @@ from trl.common.numbers import Count, NonNegative, Positive
 from trl.nn.modes import frozen
 from trl.threat import Threat, column
 
-INSIDE = 0.99  # how far from the ends of (-1, 1) the search starts: nearer to them, tanh hardly lets values move
-LARGEST = 1e15  # gradient whose square Adam can hold in float32
-ROUNDS = 10  # looks, in each search for a given c, at whether it still gains: each is a synchronisation
-GAIN = 1e-4  # share by which the objective must have fallen since the last look
+INSIDE = 0.99  # shrinks the start away from ±1, where tanh is so flat that values hardly move
+LARGEST = 1e15  # largest gradient whose square Adam can hold in float32
+ROUNDS = 10  # checks for early abort in each search: each one synchronises with the device
+GAIN = 1e-4  # relative decrease of the objective required between checks
 
 
 def cw_l2(
@@ -32,15 +32,16 @@ def cw_l2(
     confidence: NonNegative = 0.0,
     abort_early: bool = True,
 ) -> Tensor:
-    """Minimise ‖x_adv - x‖² + c·max(confidence - margin, 0) with Adam, and search for the least c that succeeds.
+    """Minimise ‖x_adv - x‖² + c·max(confidence - margin, 0) with Adam; binary search for the least c that succeeds.
 
-    `binary_steps` values of c per sample, each from `x` anew in at most `steps` steps (fewer if `abort_early`, when
-    the objective falls no more). The margin is that of `trl.attacks.cw`; success is to meet the criterion with a margin
-    of at least `confidence`. Adam moves w, where x_adv = (tanh(w) + 1)/2, by about `step_size` a step.
+    Tries `binary_steps` values of c per sample, each starting again from `x` for at most `steps` steps; `abort_early`
+    stops when the objective no longer falls. The margin is that of `trl.attacks.cw`; success means meeting the
+    criterion with a margin of at least `confidence`. Adam moves w, where x_adv = (tanh(w) + 1)/2, by about `step_size`
+    per step.
 
-    The result is the smallest success if it lies in the ball, else its projection, which may be none. A sample that
-    met with none ends where the last search did, and one that is a success already stays as it is. In full precision,
-    also under autocast. TrlError unless the threat is l2.
+    Returns the smallest success, projected onto the ball if it lies outside (it may then no longer succeed). A sample
+    without success gets the last iterate, projected; one that is already a success is returned unchanged. Runs in full
+    precision, even under autocast. TrlError unless the threat is l2.
     """
     check_criterion(criterion)
     check_positive(steps=steps, binary_steps=binary_steps, step_size=step_size, initial_c=initial_c)
@@ -49,7 +50,7 @@ def cw_l2(
     scored, viewed = criterion.loss(cw_margin), criterion.view(model)
 
     def minimise(x: Tensor, y: Tensor, c: Tensor, best: Tensor, least: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """One search, beside the best so far and its squared length: the new ones, and who succeeded, bool [n]."""
+        """One search for a given c: the updated best images, their squared distances, and success, bool [n]."""
         w = torch.atanh((2 * x.clamp(0, 1) - 1) * INSIDE)
         adam = torch.optim.Adam([w], lr=step_size)
         succeeded, last = torch.zeros_like(y, dtype=torch.bool), torch.inf

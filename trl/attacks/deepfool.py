@@ -1,4 +1,4 @@
-"""DeepFool (Moosavi-Dezfooli et al. 2016, arXiv 1511.04599): straight to the nearest linearised boundary."""
+"""DeepFool (Moosavi-Dezfooli et al. 2016, arXiv 1511.04599): steps to the nearest linearised boundary."""
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from trl.nn.logits import logits_of
 from trl.nn.modes import frozen
 from trl.threat import Threat
 
-CHECK = 5  # every so many steps, samples that are done leave the batch
+CHECK = 5  # steps between checks that drop finished samples from the batch
 
 
 def deepfool(
@@ -28,12 +28,12 @@ def deepfool(
     overshoot: NonNegative = 0.02,
     classes: Count = 10,
 ) -> Tensor:
-    """Smallest steps beyond the nearest linearised boundary, by a share `overshoot`, until the criterion is met.
+    """Step past the nearest linearised boundary, by a fraction `overshoot` of the distance, until the criterion is met.
 
-    Boundaries with the `classes` other classes that are most likely at x are looked at (`Targeted`: the boundary of y):
-    a step costs one forward and as many backwards. Unlike in the paper, steps keep to [0, 1] from the start, in any of
-    the norms. The search minimises the distance whatever epsilon is; a point that ends outside the threat's ball is
-    projected onto it. See the package for the rest. TrlError for a criterion that is not about the highest logit.
+    Considers the boundaries to the `classes` most likely other classes at x (`Targeted`: only the boundary of y); a
+    step costs one forward pass and one backward pass per class. Unlike the paper, every step stays in [0, 1], and any
+    norm works. The search ignores epsilon; a result outside the threat's ball is projected onto it. See the package
+    for the rest. TrlError for any criterion but `Misclassified` and `Targeted`.
     """
     check_criterion(criterion)
     check_positive(steps=steps, classes=classes)
@@ -44,7 +44,7 @@ def deepfool(
             return x.clone()
         outputs, margin = logits_of(viewed, x, known), criterion.loss(cw_margin)
         others, safe = rivals(outputs, y, criterion, classes), safe_margin(outputs, y)
-        met = criterion.met(outputs, y)  # as it is, x need not be beyond the boundary by anything
+        met = criterion.met(outputs, y)  # x itself needs no safety margin
         ends, point, rows = x.clone(), x, torch.arange(len(x), device=x.device)
         for step in range(steps):
             plane = nearest_boundary(viewed, point, y[rows], others[rows], criterion, threat.name, known)
@@ -56,7 +56,7 @@ def deepfool(
                 if len(left) == 0:
                     break
                 rows, point, normal, value, met = (t[left] for t in (rows, point, normal, value, met))
-            # aimed beyond the boundary, since the box cuts a longer step; by a bit at least, since values may vanish
+            # overshoot the target, not the step: the box would clip a longer step; the margin counts where value is 0
             aimed = (1 + overshoot) * (value - 2 * safe[rows])
             move = step_to_hyperplane(point, normal, aimed.to(x.dtype).masked_fill(met, 0.0), threat.name)
             point = torch.add(point, move).clamp_(0, 1)

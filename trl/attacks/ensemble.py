@@ -1,4 +1,4 @@
-"""Several attacks as one: each runs on the samples that the former ones did not fool."""
+"""Several attacks as one: each runs on the samples that earlier attacks did not fool."""
 
 from collections.abc import Mapping
 
@@ -14,9 +14,9 @@ from trl.nn.modes import frozen
 
 
 class Ensemble:
-    """`parts` in order, as one attack (model, x, y) → x_adv; x_adv is the first success, else the last part's result.
+    """Runs `parts` in order as one attack (model, x, y) → x_adv: the first success, else the last part's result.
 
-    `evaluate` runs the parts one after the other over all samples, so that it can stop and go on between them.
+    `evaluate` runs the parts itself, one after another over all samples, so that it can stop and resume between them.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Ensemble:
 
 
 def parts_of(name: str, attack: Attack) -> dict[str, Attack]:
-    """The attacks to run one after the other: an ensemble's parts as `name/part`, any other attack itself."""
+    """The attacks to run in order: the parts of an ensemble as `name/part`, any other attack as `name`."""
     if isinstance(attack, Ensemble):
         return {f"{name}/{part}": member for part, member in attack.parts.items()}
     return {name: attack}

@@ -6,19 +6,19 @@ from trl.common.errors import TrlError
 
 
 class EoT(nn.Module):
-    """A `model` that draws random numbers at inference, as attacks should see it: the mean over `samples` draws.
+    """Wraps a `model` whose outputs are random: attacks see the mean over `samples` draws.
 
-    Attack `EoT(model, 20)` and evaluate `model` itself: one draw decides there, as it does for a user. Draws follow
-    one another, as a model may draw once per batch. Where an attack asks for a gradient through `ascent`, as those of
-    this package do, it gets the mean gradient of the *loss*, as in AutoAttack's version "rand": with one draw in
-    memory at a time, and stronger than the gradient of the mean logits, by a lot for the losses cw and dlr. Anything
-    else (a verdict, Square, FAB's Jacobian) sees the mean logits, whose graph holds all draws.
+    Attack `EoT(model, 20)`, but evaluate `model` itself: there a single draw decides, as it does for a user. Draws are
+    separate forward passes, since a model may draw once per batch. An attack that takes its gradient from `ascent`, as
+    those of this package do, gets the mean gradient of the *loss*, as in AutoAttack's version "rand". That needs one
+    draw in memory at a time and is stronger than the gradient of the mean logits, much stronger for the losses cw and
+    dlr. Everything else (verdicts, Square, FAB's Jacobian) sees the mean logits, whose graph holds all draws.
     """
 
     def __init__(self, model: nn.Module, samples: int = 20) -> None:
         super().__init__()
         if samples < 1:
-            raise TrlError(f"EoT needs at least 1 draw of the model, not {samples!r}; 20 are usual")
+            raise TrlError(f"EoT needs samples of at least 1, not {samples!r}; 20 is usual")
         self.model, self.samples = model, samples
 
     def forward(self, x: Tensor) -> Tensor:

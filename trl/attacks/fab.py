@@ -1,6 +1,6 @@
 """FAB, the fast adaptive boundary attack (Croce & Hein 2020, arXiv 1907.02044), and its targeted form in AutoAttack.
 
-It looks for the smallest adversarial perturbation: epsilon does not steer the search, it only says when to stop it.
+It looks for the smallest adversarial perturbation; epsilon only decides when to stop the search.
 """
 
 from dataclasses import dataclass, replace
@@ -20,11 +20,11 @@ from trl.nn.logits import logits_of
 from trl.nn.modes import frozen
 from trl.threat import Threat, column, dims_of, length
 
-LEAVE = 2  # every so many steps, samples that are done leave the batch …
-CHECK = 10  # … and every so many, a multiple of it, those that are hopeless
-PATIENCE = 5  # after one step in so many, a sample without success is drawn to x no more
-FINAL_STEPS = 3  # of the final search (section 3.3)
-FURTHER = 1.02  # times its distance, where that search starts for a success within rounding of the boundary
+LEAVE = 2  # steps between checks that drop finished samples from the batch
+CHECK = 10  # steps, a multiple of LEAVE, between checks that also drop hopeless samples
+PATIENCE = 5  # after 1/PATIENCE of the steps, a sample without success is no longer biased towards x
+FINAL_STEPS = 3  # steps of the final search (section 3.3)
+FURTHER = 1.02  # a success within rounding of the boundary starts that search this many times as far from x
 
 
 def fab(
@@ -41,17 +41,18 @@ def fab(
     beta: Fraction = 0.9,
     minimize: bool = False,
 ) -> Tensor:
-    """Steps to the nearest of all linearised class boundaries (`Targeted`: the one of y), drawn towards x.
+    """Step to the nearest linearised class boundary (`Targeted`: the one of y), with a bias towards x.
 
-    A step goes `eta` times as far as the boundary seems to be, and by a share of at most `alpha_max` from x instead of
-    the last point (equation 9); a success is drawn back to `beta` of its distance (equation 10). The first run is from
-    `x`, the other `restarts` from random points near it. A step costs two forwards and, of k classes, k - 1 backwards.
+    A step goes `eta` times as far as the estimated boundary, and mixes in the projection of x with a weight of at most
+    `alpha_max` (equation 9); a success is pulled back to `beta` of its distance (equation 10). The first run starts
+    at `x`, the remaining `restarts` at random points near it. With k classes, a step costs two forward passes and k - 1
+    backward passes.
 
-    The result is the smallest success found if that is within the threat's ball, or else its projection onto the ball.
-    A success is beyond the boundary by more than rounding, so that it stays one in a batch of another size.
-    `minimize` False ends with the first success within the ball, and in linf a run on a sample as soon as its distance
-    falls too slowly to get there. True goes on to the smallest norm: with a large epsilon, a minimal-norm attack.
-    See the package for the rest. TrlError for a criterion that is not about which logit is the highest.
+    Returns the smallest success found, projected onto the threat's ball if it lies outside. A success is past the
+    boundary by more than rounding, so that it also holds in a batch of another size. With `minimize` False, a sample is
+    done at its first success within the ball; in linf a run also gives up once the distance falls too slowly to get
+    there. True continues to the smallest norm: with a large epsilon, this is a minimal-norm attack.
+    See the package for the rest. TrlError for any criterion but `Misclassified` and `Targeted`.
     """
     search = _Search(threat, criterion, steps, restarts, alpha_max, eta, beta, minimize)
     return search.attack(model, x, y)
@@ -72,14 +73,15 @@ def fab_t(
     beta: Fraction = 0.9,
     minimize: bool = False,
 ) -> Tensor:
-    """FAB-T of AutoAttack (Croce & Hein 2020, arXiv 2003.01690): `fab` to the boundary with one other class at a time.
+    """FAB-T of AutoAttack (Croce & Hein 2020, arXiv 2003.01690): `fab` towards one other class at a time.
 
-    These are the `targets` other classes that are most likely at x, or as many as there are. A step costs two forwards
-    and one backward, however many classes there are; any class but y is a success. TrlError for another criterion.
+    Targets are the `targets` most likely other classes at x, or fewer if there are fewer. A step costs two forward
+    passes and one backward pass, however many classes there are. Any class but y counts as a success.
+    TrlError unless the criterion is `Misclassified`.
     """
     check_criterion(criterion)
     if not isinstance(criterion, Misclassified):
-        raise TrlError("fab_t chooses the classes to lead to by itself; use fab with a targeted criterion")
+        raise TrlError("fab_t picks its own target classes; use fab with Targeted() to reach a given class")
     check_positive(targets=targets)
     search = _Search(threat, criterion, steps, restarts, alpha_max, eta, beta, minimize, targets)
     return search.attack(model, x, y)
@@ -95,7 +97,7 @@ class _Search:
     eta: float
     beta: float
     minimize: bool
-    targets: int | None = None  # lead to one class at a time; None: to the nearest of all
+    targets: int | None = None  # try one class at a time; None: the nearest of all
 
     def __post_init__(self) -> None:
         check_criterion(self.criterion)
@@ -104,17 +106,17 @@ class _Search:
     def attack(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         x, y, classes = check_input(x, y)
         model, loss = self.criterion.view(model), self.criterion.loss(cw_margin)
-        # half precision is too coarse for points on the boundary: under autocast it found a third fewer
+        # half precision is too coarse for points on the boundary: under autocast FAB found a third fewer
         with frozen(model), torch.autocast(x.device.type, enabled=False):
             if len(x) == 0:
                 return x.clone()
             outputs = logits_of(model, x, classes)
             safe = safe_margin(outputs, y)
-            # the way to a given class ends where others are as likely, and steps as short as the height above it stall
+            # towards a given class, other classes tie at the boundary and steps become too short: aim past it
             aim = 2 * safe if isinstance(self.criterion, Targeted) else torch.zeros_like(safe)
             others = rivals(outputs, y, self.criterion, self.targets)
             nearest = x.clamp(0, 1)
-            done = self.criterion.met(outputs, y)  # a success within the ball, in full precision
+            done = self.criterion.met(outputs, y)  # has a success within the ball, in full precision
             distance = torch.where(done, 0.0, torch.inf).to(x.dtype)
             for restart in range(self.restarts):
                 for led in others.tensor_split(others.shape[1], dim=1) if self.targets else (others,):
@@ -135,24 +137,24 @@ class _Search:
             return torch.where(column(done, x), nearest, self.threat.project(nearest, x))
 
     def _random_start(self, x: Tensor, distance: Tensor) -> Tensor:
-        """A point up to half as far away as the smallest success or the ball's boundary, whichever is nearer."""
-        ball = replace(self.threat, epsilon=min(self.threat.epsilon, 1.0))  # a huge one has only corners of the box
+        """A random point, at most half as far away as the nearer of the smallest success and the ball's boundary."""
+        ball = replace(self.threat, epsilon=min(self.threat.epsilon, 1.0))  # larger: only corners of the box
         share = 0.5 * (distance / max(ball.epsilon, torch.finfo(x.dtype).tiny)).clamp(max=1)
         return torch.lerp(x, ball.random_start(x), column(share, x))
 
     def _run(
         self, model: nn.Module, x: Tensor, y: Tensor, led: Tensor, aim: Tensor, start: Tensor, classes: int
     ) -> tuple[Tensor, Tensor]:
-        """The smallest success found, or the last point, and its distance [n], inf if it is none (algorithm 1)."""
+        """Algorithm 1: the smallest success and its distance [n]; without success, the last point and inf."""
         norm, dims = self.threat.name, dims_of(x)
         rows = torch.arange(len(x), device=x.device)
         point, at, found, best = start, start, start, column(x.new_full((len(x),), torch.inf), x)
-        earlier = last = best  # at the last checks
+        earlier = last = best  # at earlier checks
         all_found, all_best = x.clone(), best.clone()
         for step in range(self.steps):
             if step % LEAVE == 0 and not self.minimize:
                 going = best > self.threat.epsilon
-                if step % CHECK == 0 and norm == "linf":  # in l2 and l1 a distance may stand still for long, then fall
+                if step % CHECK == 0 and norm == "linf":  # in l2 and l1 a distance may stall for long, then fall
                     going &= self._hopeful(best, earlier, step)
                     earlier, last = last, best
                 keep = going.flatten().nonzero().squeeze(1)
@@ -169,7 +171,7 @@ class _Search:
             from_x = step_to_hyperplane(x, normal, value - climbed, norm)
             near, far = length(from_point, norm).clamp_(min=1e-8), length(from_x, norm).clamp_(min=1e-8)
             alpha = (near / (near + far)).clamp_(max=self.alpha_max)
-            if step >= self.steps // PATIENCE:  # the pull to x can hold a sample on the wrong side
+            if step >= self.steps // PATIENCE:  # the bias towards x can hold a sample on the wrong side
                 alpha = alpha.masked_fill(best.isinf(), 0)
             point = torch.lerp(point, x, alpha).add_(from_point.lerp_(from_x, alpha), alpha=self.eta).clamp_(0, 1)
             outputs = logits_of(model, point, classes)
@@ -178,25 +180,25 @@ class _Search:
             size = length(point - x, norm)
             better = met & (size < best)
             best = torch.where(better, size, best)
-            # weights of 0 and 1 choose exactly, and faster than where
+            # lerp with weights 0 and 1 is exact, and faster than where
             found = torch.lerp(found, point, (better | best.isinf()).to(x.dtype))
             at, point = point, torch.lerp(x, point, 1 - (1 - self.beta) * met.to(x.dtype))
-            if norm != "linf":  # there, the boundary as it is seen from the success leads to smaller norms (by 3 %)
+            if norm != "linf":  # only in linf does linearising at the success itself give smaller norms (by 3 %)
                 at = point
         all_found[rows], all_best[rows] = found, best
         return all_found, all_best.flatten()
 
     def _hopeful(self, best: Tensor, earlier: Tensor, step: int) -> Tensor:
-        """Could it get into the ball at its pace since the last check but one? The pace falls from step to step."""
+        """Whether a sample could still reach the ball at its pace over the last two checks; the pace only falls."""
         missing, pace = best - self.threat.epsilon, (earlier - best) / (2 * CHECK)
         return best.isinf() | earlier.isinf() | (missing <= pace * (self.steps - step))
 
     def _final_search(
         self, model: nn.Module, x: Tensor, y: Tensor, safe: Tensor, found: Tensor, size: Tensor, classes: int
     ) -> tuple[Tensor, Tensor]:
-        """Successes moved, on their lines to x, to just beyond the boundary, by false position on the margin.
+        """Move successes along the line to x until just past the boundary, by false position on the margin.
 
-        Without `minimize`, only those that could come into the ball: most of them lie hardly beyond the boundary.
+        Without `minimize`, only those that could end inside the ball: most lie barely past the boundary already.
         """
         loss = self.criterion.loss(cw_margin)
         far = torch.inf if self.minimize else self.threat.epsilon / max(self.beta, 0.5)
@@ -216,7 +218,7 @@ class _Search:
         high_value = torch.where(high_value > 0, high_value, beyond(between(high)))
         for _ in range(FINAL_STEPS):
             share = (low_value / (low_value - high_value)).nan_to_num(nan=1.0).clamp(0, 1)
-            middle = torch.lerp(low, high, 0.99 * share + 0.01)  # beyond the boundary, rather than just before it
+            middle = torch.lerp(low, high, 0.99 * share + 0.01)  # just past the boundary, rather than just before it
             value = beyond(between(middle))
             met = value > 0
             low, low_value = torch.where(met, low, middle), torch.where(met, low_value, value)

@@ -14,9 +14,9 @@ from trl.threat import Threat
 
 @searches_in_half
 def fgsm(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, criterion: Criterion = MISCLASSIFIED) -> Tensor:
-    """The one step from `x` within the threat's ball and [0, 1] along which cross-entropy, linearised, rises most.
+    """One step from `x` that maximises the linearised cross-entropy within the threat's ball and [0, 1].
 
-    In l2 and l1 what the box stops at one value goes to the others. See the package for the rest.
+    In l2 and l1, budget that the box clips from one value goes to the others. See the package for the rest.
     """
     check_criterion(criterion)
     with frozen(model):

@@ -1,4 +1,4 @@
-"""Which attacks use no gradient, so that neither its masking nor its direction makes a difference to them."""
+"""Which attacks use no gradients, so that gradient masking cannot stop them."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,18 +10,18 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def gradient_free(attack: Function) -> Function:
-    """A decorator that declares: `attack` asks for the model's outputs, never for a gradient of any model.
+    """Decorator that marks `attack` as using the model's outputs only, never a gradient of any model.
 
-    An object that is called says so by an attribute `gradient_free = True`.
+    A callable object sets the attribute `gradient_free = True` instead.
     """
     attack.gradient_free = True  # type: ignore[attr-defined]
     return attack
 
 
 def is_gradient_free(attack: Callable[..., Any]) -> bool:
-    """Whether the attack, perhaps with options as `build_attack` gives them, has declared so.
+    """Whether the attack is marked as gradient-free; options bound by `build_attack` make no difference.
 
-    An ensemble is so if all of its parts are.
+    An ensemble is gradient-free if all of its parts are.
     """
     if isinstance(attack, Ensemble):
         return all(map(is_gradient_free, attack.parts.values()))

@@ -1,7 +1,7 @@
-"""Linear problems in a ball and the box [0, 1], in the norms linf, l2 and l1: the steps of FAB, DeepFool and FGSM.
+"""Linear problems within a ball and the box [0, 1], in linf, l2 and l1: the steps of FAB, DeepFool and FGSM.
 
-A batch of points [n,…], each with its own hyperplane. A few passes over the values take the place of sorting them, and
-nothing is read back from a GPU.
+Works on a batch of points [n,…], each with its own hyperplane. A few passes over the values replace a sort, and nothing
+is read back from a GPU.
 """
 
 import math
@@ -12,19 +12,19 @@ from torch import Tensor
 from trl.common.errors import TrlError
 from trl.threat import column, dims_of
 
-BLOCK = 2**17  # values that the CPU works on at once, so that all passes over them stay in its cache
-ROUNDS = 20  # at most, of Newton's method: each one makes residual times slope 4 times smaller, and 3 to 6 are usual
+BLOCK = 2**17  # values that the CPU processes at once, so that all passes stay in its cache
+ROUNDS = 20  # Newton iterations at most: each makes residual times slope 4 times smaller; 3 to 6 are usual
 
 
 def step_to_hyperplane(x: Tensor, normal: Tensor, value: Tensor, norm: str) -> Tensor:
     """The smallest step d in `norm` with value + ⟨normal, d⟩ = 0 and x + d in [0, 1]: [n,…], like x and `normal`.
 
-    `value` [n] is the height of x over its hyperplane, of either sign. Where the box does not reach the hyperplane,
-    d goes to the corner that comes closest to it (Croce & Hein 2020, arXiv 1907.02044, appendix A). A value of `normal`
-    that is 0 moves nothing. TrlError for another norm than linf, l2 and l1.
+    `value` [n] is the signed height of x above its hyperplane. Where the box does not reach the hyperplane, d goes to
+    the corner closest to it (Croce & Hein 2020, arXiv 1907.02044, appendix A). Values where `normal` is 0 do not move.
+    TrlError for any norm but linf, l2 and l1.
     """
     if norm not in _STEPS:
-        raise TrlError(f"no steps to a hyperplane in the norm {norm!r}; use {', '.join(_STEPS)}")
+        raise TrlError(f"unknown norm {norm!r} for a step to a hyperplane; use {', '.join(_STEPS)}")
     blocks = 1 if x.is_cuda else math.ceil(x.numel() / BLOCK)
     if blocks <= 1:
         return _step(x, normal, value, norm)
@@ -33,7 +33,7 @@ def step_to_hyperplane(x: Tensor, normal: Tensor, value: Tensor, norm: str) -> T
 
 
 def steepest_step(x: Tensor, gradient: Tensor, epsilon: float, norm: str) -> Tensor:
-    """The step d of at most `epsilon` in `norm`, with x + d in [0, 1], along which ⟨gradient, d⟩ is the highest."""
+    """The step d of at most `epsilon` in `norm`, with x + d in [0, 1], that maximises ⟨gradient, d⟩."""
     room, weight = _room(x, gradient), _scaled(gradient.abs())[0]
     amount = column(x.new_full((len(x),), epsilon), x)
     if norm == "linf":
@@ -55,36 +55,36 @@ def _step(x: Tensor, normal: Tensor, value: Tensor, norm: str) -> Tensor:
 
 
 def _scaled(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The weights ≥ 0 over the largest of each sample, and that."""
+    """The weights ≥ 0 divided by each sample's largest, and that largest weight."""
     scale = weight.amax(dims_of(weight), keepdim=True).clamp_(min=torch.finfo(weight.dtype).tiny)
     return weight.div_(scale), scale
 
 
 def _room(x: Tensor, direction: Tensor) -> Tensor:
-    """How far each value can go: up to 1 if it is to rise, down to 0 if it is to fall."""
+    """How far each value can move along `direction` before it reaches 0 or 1."""
     return torch.gt(direction, 0, out=torch.empty_like(x)).sub_(x).abs_()
 
 
 def _linf(room: Tensor, weight: Tensor, amount: Tensor) -> Tensor:
-    """All values move alike, as far as they can."""
+    """All values move equally far, unless the box stops them."""
     return torch.minimum(room, _level(room, weight, amount))
 
 
 def _l2(room: Tensor, weight: Tensor, amount: Tensor) -> Tensor:
-    """Each value moves in proportion to its weight, as far as it can."""
+    """Each value moves in proportion to its weight, unless the box stops it."""
     slope = weight.square()
-    breaks = room / weight.clamp(min=1e-15)  # any lower weight has no part in the sums
+    breaks = room / weight.clamp(min=1e-15)  # lower weights do not contribute to the sums
     return torch.minimum(room, weight.mul_(_level(breaks, slope, amount)))
 
 
 def _level(breaks: Tensor, slope: Tensor, amount: Tensor) -> Tensor:
-    """The level r ≥ 0 with Σ slope·min(r, breaks) = amount, or a huge one if there is none: [n,1,…].
+    """The level r ≥ 0 with Σ slope·min(r, breaks) = amount, or a huge one if there is no solution: [n,1,…].
 
-    The sum is concave and piecewise linear in r. So Newton's method rises from 0 to the root, and ends at it as soon as
-    it is on the same piece.
+    The sum is concave and piecewise linear in r, so Newton's method rises monotonically from 0, and is exact once it
+    reaches the linear piece of the root.
     """
     dims, part = dims_of(breaks), slope * breaks
-    lacking = amount - part.sum(dims, keepdim=True)  # once all values are at their breaks
+    lacking = amount - part.sum(dims, keepdim=True)  # what is missing even with all values at their breaks
     level = torch.zeros_like(amount)
     for _ in range(ROUNDS):
         torch.gt(breaks, level, out=part).mul_(slope)
@@ -97,12 +97,12 @@ def _level(breaks: Tensor, slope: Tensor, amount: Tensor) -> Tensor:
 
 
 def _l1(room: Tensor, weight: Tensor, amount: Tensor) -> Tensor:
-    """The values of greatest weight go all the way, one after the other."""
+    """Values move all the way one after another, in order of falling weight."""
     return _in_turn(room, weight, weight, amount)
 
 
 def _in_turn(room: Tensor, weight: Tensor, price: Tensor, amount: Tensor) -> Tensor:
-    """From the greatest weight on, each value goes all the way at its `price` until `amount` is spent."""
+    """In order of falling weight, each value moves all the way, at its `price`, until `amount` is spent."""
     shape, (room, weight, price, amount) = room.shape, (t.flatten(1) for t in (room, weight, price, amount))
     order = weight.argsort(descending=True)
     room, price = room.gather(1, order), price.gather(1, order)

@@ -1,4 +1,4 @@
-"""What attacks maximise: functions (logits [n,k], y [n]) → [n], higher = closer to, or further into, a mistake."""
+"""What attacks maximise: functions (logits [n,k], y [n]) → [n]; higher = closer to, or deeper into, a mistake."""
 
 from collections.abc import Callable
 
@@ -17,7 +17,7 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def cw_margin(logits: Tensor, y: Tensor) -> Tensor:
-    """max over j ≠ y of z_j - z_y (Carlini & Wagner 2017, f₆, without its cut at -kappa): positive = misclassified."""
+    """max over j ≠ y of z_j - z_y (Carlini & Wagner 2017, f₆ without clipping at -kappa); positive = misclassified."""
     others = logits.scatter(1, y[:, None], -torch.inf)
     return others.amax(1) - logits.gather(1, y[:, None]).squeeze(1)
 
@@ -25,7 +25,7 @@ def cw_margin(logits: Tensor, y: Tensor) -> Tensor:
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
     """Difference of logits ratio, (max over j ≠ y of z_j - z_y) / (z_π1 - z_π3) (Croce & Hein 2020, equation 6).
 
-    Two classes have no third logit, and with the second in its place the ratio is constant: there it is the margin.
+    With two classes there is no third logit, and substituting the second makes the ratio constant: the margin is used.
     """
     if logits.shape[1] < 3:
         return cw_margin(logits, y)
@@ -37,7 +37,7 @@ LOSSES: dict[str, Loss] = {"ce": cross_entropy, "cw": cw_margin, "dlr": dlr}
 
 
 def get_loss(name: str) -> Loss:
-    """The loss `name`; TrlError for an unknown one."""
+    """The loss called `name`; TrlError for an unknown name."""
     if name not in LOSSES:
         raise TrlError(f"unknown loss {name!r}; known: {', '.join(LOSSES)}")
     return LOSSES[name]

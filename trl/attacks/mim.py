@@ -25,10 +25,10 @@ def mim(
     step_size: Positive | None = None,
     decay: NonNegative = 1.0,
 ) -> Tensor:
-    """Steps along g ← decay·g + ∇/mean|∇| from `x`, without random start, ascending cross-entropy.
+    """Steps along g ← decay·g + ∇/mean|∇| from `x` that ascend cross-entropy; no random start.
 
-    The gradient is normalised per sample; its mean instead of its sum (equation 6) only scales g.
-    `step_size` None is 2.5·epsilon/steps. See the package for the rest.
+    The gradient is normalised per sample, by the mean instead of the sum (equation 6), which only rescales g.
+    `step_size` None means 2.5·epsilon/steps. See the package for the rest.
     """
     check_criterion(criterion)
     check_positive(steps=steps, step_size=step_size)

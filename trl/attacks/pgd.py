@@ -1,4 +1,4 @@
-"""Projected gradient ascent: PGD (Madry et al. 2018, arXiv 1706.06083), and BIM and CW, which are special cases."""
+"""Projected gradient ascent: PGD (Madry et al. 2018, arXiv 1706.06083), with BIM and CW as special cases."""
 
 from typing import Literal
 
@@ -31,20 +31,20 @@ def pgd(
     random_start: bool = True,
     loss: Literal["ce", "cw", "dlr"] = "ce",
 ) -> Tensor:
-    """`steps` steps of steepest ascent on `loss`, from a random point of the ball or from `x`, each one projected.
+    """`steps` projected steps of steepest ascent on `loss`, from a random point of the ball or from `x`.
 
-    `step_size` None is 2.5·epsilon/steps. `loss` is cross-entropy, the margin of Carlini & Wagner, or DLR.
+    `step_size` None means 2.5·epsilon/steps. `loss` is cross-entropy, the Carlini & Wagner margin, or DLR.
 
-    One restart costs `steps` gradients and nothing else: the result is the last iterate. With more, each further one
-    runs on the samples on which no earlier one succeeded; a sample keeps the first last iterate that meets the
-    criterion (in full precision), or else the one with the highest loss. If the criterion has detectors, the iterate
-    with the highest loss stands for the last one, which swings from one goal to the other. See the package for more.
+    One restart costs exactly `steps` gradients and returns the last iterate. Each further restart runs on the samples
+    on which no earlier one succeeded; a sample keeps the first result that meets the criterion in full precision, else
+    the one with the highest loss. If the criterion has detectors, a restart returns the iterate with the highest loss
+    instead, because the last one oscillates between the two goals. See the package for the rest.
     """
     check_criterion(criterion)
     check_positive(steps=steps, step_size=step_size, restarts=restarts)
     ascended, viewed = criterion.loss(get_loss(loss)), criterion.view(model)
     if restarts > 1 and not random_start:
-        raise TrlError("restarts from the same point all end alike; use random_start or restarts=1")
+        raise TrlError("restarts from the same point all give the same result; use random_start or restarts=1")
     step = 2.5 * threat.epsilon / steps if step_size is None else step_size
 
     def run(x: Tensor, y: Tensor) -> Tensor:
@@ -107,7 +107,7 @@ def cw(
     restarts: Count = 1,
     random_start: bool = True,
 ) -> Tensor:
-    """CW as TLA and Madry et al. report it: `pgd` on the margin of Carlini & Wagner (2017, arXiv 1608.04644)."""
+    """CW as in TLA and Madry et al.: `pgd` on the margin of Carlini & Wagner (2017, arXiv 1608.04644)."""
     return pgd(
         model,
         x,

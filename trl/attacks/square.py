@@ -1,6 +1,6 @@
-"""Square Attack (Andriushchenko et al. 2020, arXiv 1912.00049); its l1 form is of Croce & Hein 2021 (arXiv 2103.01208).
+"""Square Attack (Andriushchenko et al. 2020, arXiv 1912.00049); in l1, Croce & Hein 2021 (arXiv 2103.01208).
 
-It asks the model for its outputs, never for a gradient.
+It uses the model's outputs, never a gradient.
 """
 
 import math
@@ -24,11 +24,11 @@ from trl.nn.logits import logits_of
 from trl.nn.modes import frozen
 from trl.threat import Threat
 
-HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries: after these the window halves
-PATIENCE = 10  # queries between two looks at which samples are done, each of which is a synchronisation
-WORTHWHILE = 1 / 16  # share of samples that must be done for the batch to be cut down to the others
+HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # the window area halves after these of 10,000 queries
+PATIENCE = 10  # queries between checks for finished samples, each of which synchronises with the device
+WORTHWHILE = 1 / 16  # fraction of finished samples from which they are dropped from the batch
 
-Changes = list[tuple[Tensor, Tensor]]  # windows, views of the images, and what they held before
+Changes = list[tuple[Tensor, Tensor]]  # windows (views of the images) with their former content
 
 
 @gradient_free
@@ -47,19 +47,19 @@ def square(
 ) -> Tensor:
     """Random search: `queries` candidates, each a change in a square window, kept where `loss` rises.
 
-    A sample that meets the criterion is done; `x` itself is looked at first, and is no query. One that never does ends
-    at the highest loss. Windows cover a share of the image that falls from `p_init` by a schedule, which is made for
-    10,000 queries; it is stretched to `queries`, or else (as in AutoAttack) followed as it is. Of a batch, all samples
-    have the same window, and each its own signs. Further `restarts` run on samples that are not done.
+    A sample is done once it meets the criterion; `x` itself is checked first, which does not count as a query. A sample
+    that never succeeds ends at its highest loss. Windows cover a fraction of the image that falls from `p_init` on a
+    schedule for 10,000 queries; `rescale_schedule` stretches it to `queries` (AutoAttack does not). All samples of a
+    batch share the window, but draw their own signs. Further `restarts` run on samples that are not done.
 
-    Squares need images: [n,d] are taken as 1×d pixels, where a window is a segment, [n,h,w] as one channel, and of
-    [n,…,h,w] all dimensions before h are channels. All in full precision, since under autocast small gains are lost.
+    Inputs [n,d] are treated as 1×d pixels, where a window is a segment; [n,h,w] as one channel; in [n,…,h,w] all
+    dimensions before h are channels. Runs in full precision, since autocast would lose small gains.
     """
     check_criterion(criterion)
     check_positive(queries=queries, p_init=p_init, restarts=restarts)
     scored, viewed = criterion.loss(get_loss(loss)), criterion.view(model)
     if threat.name not in MOVES:
-        raise TrlError(f"square attacks in the norms {', '.join(MOVES)}, not in {threat.name}")
+        raise TrlError(f"square supports the norms {', '.join(MOVES)}, not {threat.name}; use one of these")
     start, propose = MOVES[threat.name]
     pace = 10_000 / queries if rescale_schedule else 1
 
@@ -113,31 +113,31 @@ def _note(wholes: tuple[Tensor, ...], rows: Tensor, parts: tuple[Tensor, ...]) -
 
 
 def _image_shape(x: Tensor) -> tuple[int, int, int, int]:
-    """[n,c,h,w] for any shape of x: what is not there is 1, what is too much are channels."""
+    """[n,c,h,w] for any shape of x: missing dimensions are 1, extra ones count as channels."""
     height, width = (1, *x.shape[1:])[-2:]
     return len(x), x.shape[1:-2].numel(), height, width
 
 
 def _signs(like: Tensor, width: int = 1) -> Tensor:
-    """-1 or 1 at random, [n,c,1,width]."""
+    """Random signs, -1 or 1: [n,c,1,width]."""
     shape = (*like.shape[:2], 1, width)
     return torch.rand(shape, dtype=like.dtype, device=like.device).sub_(0.5).sign_()
 
 
 def _window(x: Tensor, height: int, width: int) -> tuple[EllipsisType, slice, slice]:
-    """Where a window of that size may be, with equal chances."""
+    """A window of that size at a uniformly random place."""
     top = int(torch.randint(x.shape[2] - height + 1, ()))
     left = int(torch.randint(x.shape[3] - width + 1, ()))
     return ..., slice(top, top + height), slice(left, left + width)
 
 
 def _sides(x: Tensor, side: int) -> tuple[int, int]:
-    """Height and width of a square, or where the image is too narrow, of a rectangle with about its area."""
+    """Height and width of a square or, where the image is too narrow, of a rectangle of about the same area."""
     height, width = x.shape[2:]
     return min(height, round(side**2 / min(side, width))), min(width, round(side**2 / min(side, height)))
 
 
-# --- linf: every value is at an end of its range; a window goes to one end, per sample and channel
+# --- linf: every value is at an end of its range; a window moves to one end, per sample and channel
 
 
 def _stripes(x: Tensor, threat: Threat) -> Tensor:
@@ -146,7 +146,7 @@ def _stripes(x: Tensor, threat: Threat) -> Tensor:
 
 
 def _flip(x: Tensor, x_adv: Tensor, threat: Threat, share: float) -> Changes:
-    """Algorithm 2. As in its authors' code, a candidate differs: a window already at its end goes to the other one."""
+    """Algorithm 2. As in the authors' code, a window that is already at the drawn end moves to the other one."""
     window = _window(x, *_sides(x, max(1, round(math.sqrt(share * x.shape[2:].numel())))))
     here, centre = x_adv[window], x[window]
     before, low, high = here.clone(), (centre - threat.epsilon).clamp_(min=0), (centre + threat.epsilon).clamp_(max=1)
@@ -156,26 +156,26 @@ def _flip(x: Tensor, x_adv: Tensor, threat: Threat, share: float) -> Changes:
     return [(here, before)]
 
 
-# --- l2 and l1: change is moved from one window to another, so that its norm stays epsilon
+# --- l2 and l1: perturbation moves from one window to another, so that its norm stays epsilon
 
 
 @lru_cache(maxsize=64)
 def _dipole(height: int, width: int, order: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A pyramid above its negative (section 3.4), of norm 1: [height,width]."""
+    """A pyramid above its negative (section 3.4), with norm 1: [height,width]."""
     halves = [_pyramid(rows, width, order) for rows in (height // 2, height - height // 2)]
     dipole = torch.cat([half / _power(half, order) ** (1 / order) for half in (halves[0], -halves[1])])
     return (dipole / _power(dipole, order) ** (1 / order)).to(device, dtype)
 
 
 def _pyramid(height: int, width: int, order: int) -> Tensor:
-    """Squares around the centre, one on the other, the k-th of weight 1/k² for l2 and 1/k⁴ for l1."""
+    """Concentric squares stacked on one another, the k-th with weight 1/k² for l2 and 1/k⁴ for l1."""
     down, right = (torch.arange(side).sub(side // 2).abs() for side in (height, width))
     weights = torch.arange(1, 2 + max(height, width) // 2, dtype=torch.float64) ** (-4 / order)
     return weights.flip(0).cumsum(0).flip(0)[torch.maximum(down[:, None], right)]
 
 
 def _random_dipole(x: Tensor, height: int, width: int, order: int) -> Tensor:
-    """Upright or lying, where there is room for it, with random signs: [n,c,height,width]."""
+    """A dipole, vertical or horizontal at random where both fit, with random signs: [n,c,height,width]."""
     upright = width == 1 or (height > 1 and int(torch.randint(2, ())))
     sides = (height, width) if upright else (width, height)
     dipole = _dipole(*sides, order, x.dtype, x.device)
@@ -183,14 +183,14 @@ def _random_dipole(x: Tensor, height: int, width: int, order: int) -> Tensor:
 
 
 def _power(delta: Tensor, order: int, dims: tuple[int, ...] = (-2, -1)) -> Tensor:
-    """Sum of |delta|^order over `dims`, which stay as 1."""
+    """Sum of |delta|^order over `dims`, which are kept with size 1."""
     return (delta.abs() if order == 1 else delta.square()).sum(dims, keepdim=True)
 
 
 def _placed(delta: Tensor, centre: Tensor, power: Tensor | float, order: int, dims: tuple[int, ...]) -> Tensor:
-    """`centre + delta` in [0, 1], where delta is scaled to `power`; once again by what [0, 1] cuts off.
+    """`centre + delta` in [0, 1], with delta scaled to `power`, then rescaled to make up for clipping.
 
-    The second scaling is not of the papers; with it, candidates use the whole epsilon.
+    The second scaling is not in the papers; it makes candidates use all of epsilon.
     """
     scaled = delta * (power / _power(delta, order, dims).clamp_(min=1e-12)) ** (1 / order)
     kept = _power((centre + scaled).clamp_(0, 1).sub_(centre), order, dims)
@@ -199,7 +199,7 @@ def _placed(delta: Tensor, centre: Tensor, power: Tensor | float, order: int, di
 
 
 def _radius(x: Tensor, epsilon: float) -> float:
-    """Epsilon, less what rounding may add."""
+    """Epsilon minus a margin for rounding."""
     precision = torch.finfo(x.dtype).eps
     return max(0.0, epsilon * (1 - 10 * precision) - math.sqrt(x[0].numel()) * precision / 2)
 
@@ -215,9 +215,9 @@ def _tiles(x: Tensor, threat: Threat, order: int) -> Tensor:
 
 
 def _shift(x: Tensor, x_adv: Tensor, threat: Threat, share: float, order: int) -> Changes:
-    """Algorithm 3: one window loses its change to another, which gets a dipole on top of its own, and what is unused.
+    """Algorithm 3: move the change of one window to another, adding a dipole and any unused budget.
 
-    All per channel. With several, the l1 form gains that many times as much and projects, which makes changes sparse.
+    Per channel. With c > 1 channels, the l1 form adds c times as much and projects, which makes changes sparse.
     """
     side = max(3, round(math.sqrt(share * x.shape[2:].numel())))
     sides = _sides(x, side + 1 - side % 2)

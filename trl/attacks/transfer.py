@@ -1,7 +1,7 @@
-"""Transfer attacks: adversarials made elsewhere, on another model or by another tool, that this model is given.
+"""Transfer attacks: adversarial images made on another model or by another tool.
 
-They use no gradient of the attacked model, so that gradient masking does not stop them (Papernot et al. 2017,
-arXiv 1602.02697; Athalye et al. 2018, section 3.1). `evaluate` checks that they keep to the threat.
+They use no gradient of the attacked model, so gradient masking does not stop them (Papernot et al. 2017,
+arXiv 1602.02697; Athalye et al. 2018, section 3.1). `evaluate` checks that they respect the threat.
 """
 
 import hashlib
@@ -18,11 +18,11 @@ from trl.common.errors import TrlError
 from trl.nn.modes import frozen
 
 KEY = "adversarials"  # in a file that holds several arrays
-LEVELS = 65535  # by so many steps images are compared: a uint8 image is found again, however it was divided by 255
+LEVELS = 65535  # images are compared at this many levels, so that a uint8 image is found however it was divided by 255
 
 
 class Transfer(ABC):
-    """An attack (model, x, y) → x_adv that knows nothing of `model`."""
+    """An attack (model, x, y) → x_adv that ignores `model`."""
 
     @abstractmethod
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -30,19 +30,19 @@ class Transfer(ABC):
 
 
 def from_model(surrogate: nn.Module, attack: Attack) -> Transfer:
-    """An attack (model, x, y) → x_adv that runs `attack` on `surrogate`, wherever that is, and ignores `model`.
+    """An attack (model, x, y) → x_adv that runs `attack` on `surrogate`, on the surrogate's device.
 
-    An attack that goes on beyond the surrogate's boundary, such as `pgd` with one restart, transfers best.
+    An attack that continues past the surrogate's decision boundary, such as `pgd` with one restart, transfers best.
     """
     return _Surrogate(surrogate, attack)
 
 
 def from_file(path: str | Path, images: Tensor) -> Transfer:
-    """An attack (model, x, y) → x_adv that looks x_adv up: row i of the file belongs to row i of `images`.
+    """An attack (model, x, y) → x_adv that looks up x_adv in a file: row i belongs to row i of `images`.
 
-    `images`: all that the attack will be called with, uint8 or float in [0, 1], [n,…]. The file: safetensors (key
-    "adversarials", as the stage `attack` writes it), npy, or npz (that key, or a single array); uint8 or float,
-    shaped like `images`. Equal images share one adversarial. TrlError: a file that cannot be read or does not fit.
+    `images`: every image that the attack will be called with, uint8 or float in [0, 1], [n,…]. The file is safetensors
+    or npz (key "adversarials", as the stage `attack` writes it, or a single array), or npy; uint8 or float, shaped like
+    `images`. Equal images share one adversarial image. TrlError: the file cannot be read or does not fit.
     """
     return _Stored(Path(path), images)
 
@@ -63,8 +63,8 @@ class _Stored(Transfer):
         self.path, self.adversarials = path, _read(path)
         if self.adversarials.shape != images.shape:
             raise TrlError(
-                f"{path}: holds adversarials {list(self.adversarials.shape)} for images {list(images.shape)}; "
-                "give it the images that it was made from, in their order"
+                f"{path}: holds adversarial images {list(self.adversarials.shape)} for images {list(images.shape)}; "
+                "give the images that they were made from, in the same order"
             )
         self.rows = {key: row for row, key in enumerate(_keys(images))}
 
@@ -73,14 +73,14 @@ class _Stored(Transfer):
             rows = [self.rows[key] for key in _keys(x)]
         except KeyError:
             raise TrlError(
-                f"{self.path}: attacked an image that was not among those given to from_file; "
-                "give it all images of the evaluation"
+                f"{self.path}: asked for an image that was not given to from_file; "
+                "give from_file all images of the evaluation"
             ) from None
         return self.adversarials[rows].to(x)
 
 
 def _read(path: Path) -> Tensor:
-    """Floats [n,…]. Nothing is unpickled."""
+    """The images as floats [n,…]. Nothing is unpickled."""
     if path.suffix == ".safetensors":
         found = read_safetensors(path)
     elif path.suffix == ".npz":
@@ -88,9 +88,9 @@ def _read(path: Path) -> Tensor:
     elif path.suffix == ".npy":
         found = {KEY: read_npy(path)}
     else:
-        raise TrlError(f"{path}: adversarials are read from .safetensors, .npy or .npz; save them as one of these")
+        raise TrlError(f"{path}: unknown file type; save the adversarial images as .safetensors, .npy or .npz")
     if KEY not in found and len(found) != 1:
-        raise TrlError(f"{path}: holds {', '.join(found) or 'nothing'}; name the array with the images {KEY!r}")
+        raise TrlError(f"{path}: holds {', '.join(found) or 'nothing'}; name the array of images {KEY!r}")
     images = found.get(KEY, next(iter(found.values())))
     if images.dtype == torch.uint8:
         return images.float() / 255
@@ -100,7 +100,7 @@ def _read(path: Path) -> Tensor:
 
 
 def _keys(images: Tensor) -> Iterator[bytes]:
-    """A name for each image, the same for uint8 and for [0, 1] in any float type that holds it exactly."""
+    """A key for each image; uint8 and [0, 1] floats of any sufficient precision give the same key."""
     for image in images.detach().cpu():
         whole = image.int() * (LEVELS // 255) if image.dtype == torch.uint8 else image.float().clamp(0, 1) * LEVELS
         yield hashlib.blake2b(whole.round().int().numpy().tobytes(), digest_size=16).digest()

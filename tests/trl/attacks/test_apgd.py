@@ -171,7 +171,7 @@ def test_reaches_a_target_class(trained: tuple[nn.Module, Tensor, Tensor], threa
 
 
 def test_the_targeted_form_takes_no_target() -> None:
-    with pytest.raises(TrlError, match="apgd_t chooses its target classes itself; use apgd"):
+    with pytest.raises(TrlError, match="apgd_t picks its own target classes; use apgd"):
         apgd_t(nn.Linear(2, 3), torch.rand(4, 2), torch.zeros(4, dtype=torch.long), Linf(0.1), Targeted())
 
 

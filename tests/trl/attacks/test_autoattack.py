@@ -71,10 +71,10 @@ def test_defaults_of_the_parts_are_the_authors() -> None:
     ("options", "message"),
     [
         ({"version": "fast"}, "version"),
-        ({"version": "custom"}, "name `parts`"),
-        ({"parts": ["square"]}, "name `parts` for version custom"),
+        ({"version": "custom"}, "give `parts`"),
+        ({"parts": ["square"]}, "give `parts` with version custom"),
         ({"version": "custom", "parts": ["nothing"]}, "parts"),
-        ({"criterion": Targeted()}, "any other class than y"),
+        ({"criterion": Targeted()}, "only the criterion Misclassified"),
     ],
 )
 def test_what_makes_no_sense_is_refused(options: dict[str, Any], message: str) -> None:

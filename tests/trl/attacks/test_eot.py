@@ -103,7 +103,7 @@ def test_a_search_without_gradients_sees_the_mean() -> None:
 
 @pytest.mark.parametrize("samples", [0, -3])
 def test_no_draws(samples: int) -> None:
-    with pytest.raises(TrlError, match="at least 1 draw"):
+    with pytest.raises(TrlError, match="samples of at least 1"):
         EoT(nn.Identity(), samples)
 
 

@@ -146,5 +146,5 @@ def test_values_without_a_number_stay_in_the_box(norm: str) -> None:
 
 
 def test_unknown_norm() -> None:
-    with pytest.raises(TrlError, match="no steps to a hyperplane in the norm 'l0'; use linf, l2, l1"):
+    with pytest.raises(TrlError, match="unknown norm 'l0' for a step to a hyperplane; use linf, l2, l1"):
         step_to_hyperplane(torch.rand(2, 3), torch.rand(2, 3), torch.rand(2), "l0")

@@ -217,10 +217,12 @@ def test_criteria_and_options_that_do_not_fit() -> None:
 
     model, x, y = linear(3)
     threat = build_threat("linf", 0.1)
-    with pytest.raises(TrlError, match="fab_t chooses the classes to lead to by itself; use fab"):
+    with pytest.raises(TrlError, match="fab_t picks its own target classes; use fab"):
         fab_t(model, x, y, threat, Targeted())
     for attack in (fab, deepfool):
-        with pytest.raises(TrlError, match=r"Misclassified and Targeted only \(given Other\); use another"):
+        with pytest.raises(
+            TrlError, match=r"only the criteria Misclassified and Targeted \(given Other\); use another"
+        ):
             attack(model, x, y, threat, Other())
     for options in ({"steps": 0}, {"restarts": 0}, {"eta": 0.0}):
         with pytest.raises(TrlError, match="must be above 0"):

@@ -182,7 +182,7 @@ def test_options_that_do_not_fit() -> None:
     class Other(Linf):
         name = "l7"
 
-    with pytest.raises(TrlError, match="norms linf, l2, l1, not in l7"):
+    with pytest.raises(TrlError, match="norms linf, l2, l1, not l7"):
         square(model, x, y, Other(0.1))
 
 

@@ -148,14 +148,14 @@ def test_evaluate_gives_the_accuracy_that_they_were_stored_with(tmp_path: Path) 
 def test_an_image_that_was_not_there(tmp_path: Path, adversarials: Tensor) -> None:
     model, x, y = trained()
     attack = from_file(write(tmp_path / "stored.npy", adversarials[:100]), x[:100])
-    with pytest.raises(TrlError, match="not among those given to from_file"):
+    with pytest.raises(TrlError, match="not given to from_file"):
         attack(model, x[99:101], y[99:101])
 
 
 @pytest.mark.parametrize("cut", [slice(0, 299), slice(0, 0)])
 def test_a_file_of_another_shape(tmp_path: Path, adversarials: Tensor, cut: slice) -> None:
     path = write(tmp_path / "stored.npy", adversarials[cut])
-    with pytest.raises(TrlError, match=r"for images \[300, 1, 8, 8\]; give it the images"):
+    with pytest.raises(TrlError, match=r"for images \[300, 1, 8, 8\]; give the images"):
         from_file(path, trained()[1])
 
 
@@ -195,8 +195,8 @@ def broken(folder: Path) -> dict[str, Path]:
         ("cut.npy", "damaged"),
         ("cut.safetensors", "damaged"),
         ("cut.npz", "damaged"),
-        ("x.pt", "read from .safetensors, .npy or .npz"),
-        ("two.npz", "holds a, b; name the array with the images 'adversarials'"),
+        ("x.pt", "save the adversarial images as .safetensors, .npy or .npz"),
+        ("two.npz", "holds a, b; name the array of images 'adversarials'"),
         ("integers.npy", "holds torch.int64; give uint8"),
     ],
 )
