@@ -116,7 +116,7 @@ KINDS: dict[str, Callable[[], nn.Module]] = {
     "weights in bfloat16": lambda: plain().bfloat16(),
     "half precision inside, float32 outside": lambda: Halved(),
     "no linear layer": all_convolutional,
-    "writes into its input": InPlace,
+    "modifies its input": InPlace,
     "squeezes its output": lambda: Around(lambda z: z.squeeze(0)),
     "returns a tuple": lambda: Around(lambda z: (z, z)),
     "returns one logit": lambda: Around(lambda z: z[:, :1]),

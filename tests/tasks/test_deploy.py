@@ -238,7 +238,7 @@ def test_what_is_missing_or_does_not_belong_is_one_line(project: Path, capsys: p
     refused("tla-0/train.json: No such file or directory; run the train stage")
     trained.write_text(kept)
     shutil.copytree(RecipePaths("digits").model("at", 0).detector, paths.detector, dirs_exist_ok=True)
-    refused("tla-0/detector: was fitted to another model's embeddings; run the detect stage")
+    refused("tla-0/detector: the detector was fitted to another model; run the detect stage")
     shutil.rmtree(paths.detector)
     refused("detector.json: cannot be read", "run the detect stage")
     shutil.rmtree(paths.model)

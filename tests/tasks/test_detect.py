@@ -169,7 +169,7 @@ def test_auc_and_its_figures_agree() -> None:
             r"detector gaussian: Classifier has no layer 'body\.7'",
         ),
         ({"detectors": {"energy": {"layer": "body"}}}, r"detect\.detectors\.energy\.layer: unknown key"),
-        ({"false_alarms": 0.001}, r"detector gaussian: 150 natural images cannot tell .* take 999 or more"),
+        ({"false_alarms": 0.001}, r"detector gaussian: 150 natural images are too few .* give at least 999"),
     ],
 )
 def test_impossible_settings_are_refused_before_any_attack(

@@ -1,1 +1,1 @@
-"""Small pieces about no model: errors, numbers, seeds, files, arrays, progress."""
+"""Utilities that know nothing of models: errors, numbers, seeds, files, arrays, progress."""

@@ -1,4 +1,4 @@
-"""Arrays in files of other programs, and hashes of arrays. Nothing is ever unpickled."""
+"""Read arrays from files of other programs, and hash arrays. Nothing is ever unpickled."""
 
 import hashlib
 import zipfile
@@ -30,12 +30,12 @@ def read_npz(path: Path) -> dict[str, Tensor]:
 
 def read_npy(path: Path) -> Tensor:
     """The array of a file; TrlError if it cannot be read or is damaged."""
-    with _readable(path, "no .npy file of numbers, or damaged"):
+    with _readable(path, "not a .npy file of numbers, or damaged"):
         return _tensor(np.load(path, allow_pickle=False))
 
 
 def read_named(path: Path, names: Sequence[str]) -> list[Tensor]:
-    """The arrays called `names` in a .npz or .safetensors file; TrlError, too, if one is missing."""
+    """The arrays called `names` in a .npz or .safetensors file; TrlError if one is missing or the file is damaged."""
     if path.suffix == ".npz":
         with _opened_npz(path) as file:
             if all(name in file.files for name in names):
@@ -55,7 +55,7 @@ def read_named(path: Path, names: Sequence[str]) -> list[Tensor]:
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
-    """A hash of the names, types, shapes and values of tensors."""
+    """A hash of the names, dtypes, shapes and values of tensors."""
     found = hashlib.blake2b(digest_size=12)
     for name, tensor in tensors.items():
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -75,12 +75,14 @@ def _readable(path: Path, otherwise: str) -> Iterator[None]:
 
 @contextmanager
 def _opened_npz(path: Path) -> Iterator[Any]:
-    with _readable(path, "no .npz file of numbers, or damaged"), np.load(path, allow_pickle=False) as file:
+    with _readable(path, "not a .npz file of numbers, or damaged"), np.load(path, allow_pickle=False) as file:
         yield file
 
 
 def _tensor(array: np.ndarray) -> Tensor:
-    return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))  # PyTorch knows no other order
+    return torch.from_numpy(
+        array.astype(array.dtype.newbyteorder("="), copy=False)
+    )  # PyTorch supports native byte order only
 
 
 def _describe(file: Any, name: str) -> str:

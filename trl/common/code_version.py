@@ -1,4 +1,4 @@
-"""Which code a result depends on: the source files that a module imports, directly or not, and packages' versions."""
+"""The code that a result depends on: the source files a module imports, directly or not, and package versions."""
 
 import ast
 import hashlib
@@ -14,12 +14,12 @@ INSTALLED = ("tla-robustness", "torch", "torchvision", "pytorch-metric-learning"
 
 
 def source_files(*modules: str, root: Path = ROOT) -> list[Path]:
-    """The files, sorted, of `modules` and of all that they import from the packages trl and tasks, below `root`.
+    """The source files of `modules` and of everything they import from the packages trl and tasks, sorted.
 
-    Imports inside functions count, those under `if TYPE_CHECKING` do not. What a package's `__init__` offers counts
-    where it is imported, as what it is and not as all of the package. Not among the files are those `__init__`s and
-    the registries, which hold names only: what is named in a string is no import. ModuleNotFoundError: one of
-    `modules` is neither a module nor something in one.
+    Imports inside functions count; those under `if TYPE_CHECKING` do not. A name imported from a package's `__init__`
+    counts as the module that defines it, not as the whole package. `__init__` files and registries are left out: they
+    only hold names, and a name in a string is not an import. Paths are below `root`. ModuleNotFoundError: one of
+    `modules` is neither a module nor a name in one.
     """
     for module in modules:
         if _file(module, root) is None and _file(module.rpartition(".")[0], root) is None:
@@ -29,7 +29,7 @@ def source_files(*modules: str, root: Path = ROOT) -> list[Path]:
     while waiting:
         name = waiting.pop()
         path = _file(name, root)
-        if path is None:  # something in a module, perhaps one that a package's __init__ takes it from
+        if path is None:  # a name in a module, or one that a package's __init__ re-exports
             package, _, imported = name.rpartition(".")
             home = _file(package, root)
             if home and home.name == INIT:
@@ -43,13 +43,13 @@ def source_files(*modules: str, root: Path = ROOT) -> list[Path]:
 
 
 def imported_modules(path: Path) -> list[str]:
-    """What a file of this project imports, anywhere in it: modules, and `module.name` for each name taken from one."""
+    """Everything a file of this project imports: modules, and `module.name` for each name imported from one."""
     package = ".".join(path.parent.relative_to(ROOT).parts)
     return _imports(path.read_text(encoding="utf-8"), package)
 
 
 def source_digest(*modules: str, root: Path = ROOT) -> str:
-    """A hash of the `source_files`: their paths below `root` and what is in them."""
+    """A hash of the `source_files`: their paths below `root` and their contents."""
     found = hashlib.blake2b(digest_size=12)
     for path in source_files(*modules, root=root):
         content = path.read_bytes()
@@ -58,7 +58,7 @@ def source_digest(*modules: str, root: Path = ROOT) -> str:
 
 
 def version(package: str) -> str:
-    """Of an installed package."""
+    """The version of an installed package, or "not installed"."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -66,12 +66,12 @@ def version(package: str) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of this package and of those in which its models and attacks compute."""
+    """Versions of this package and of the packages that its models and attacks use."""
     return {package: version(package) for package in INSTALLED}
 
 
 def _file(module: str, root: Path) -> Path | None:
-    """Where a module of the packages is; None if there is no such module."""
+    """The file of a module in PACKAGES; None if there is no such module."""
     if module.partition(".")[0] not in PACKAGES:
         return None
     path = root.joinpath(*module.split("."))
@@ -80,13 +80,13 @@ def _file(module: str, root: Path) -> Path | None:
 
 @cache
 def _imports(source: str, package: str) -> list[str]:
-    """Modules that a `source` in `package` imports, and `module.name` for each name that it imports from one."""
+    """Modules that `source`, a file of `package`, imports, and `module.name` for each name imported from one."""
     return [name for node in _running(ast.parse(source)) for name in _names(node, package)]
 
 
 @cache
 def _offered(source: str, package: str) -> dict[str, list[str]]:
-    """The names that the `source` of a package's __init__ imports: the modules that each may come from."""
+    """For each name that the `source` of a package's __init__ imports, the modules that it may come from."""
     nodes = [node for node in ast.parse(source).body if isinstance(node, ast.ImportFrom)]
     return {
         alias.asname or alias.name: [module := _names(node, package)[0], f"{module}.{alias.name}"]
@@ -96,7 +96,7 @@ def _offered(source: str, package: str) -> dict[str, list[str]]:
 
 
 def _running(node: ast.AST) -> Iterator[ast.AST]:
-    """All below `node` that can run: not what is for type checkers alone."""
+    """All nodes below `node` that can run; code for type checkers is left out."""
     yield node
     if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
         below: list[ast.stmt] | Iterator[ast.AST] = node.orelse

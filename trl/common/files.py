@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Write files atomically: they are either complete or absent."""
 
 import contextlib
 import csv
@@ -14,9 +14,9 @@ from trl.common.errors import TrlError
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Write `content` to `path` so that a reader, a crash or a full disk never sees half of it.
+    """Write `content` to `path`; a reader, a crash or a full disk never leaves a partial file.
 
-    The former content stays until the new one is on disk; TrlError (with the system's reason) if it cannot be written.
+    The old content stays until the new one is on disk. TrlError, with the system's reason, if it cannot be written.
     """
     temporary = None
     try:
@@ -32,14 +32,14 @@ def write_atomic(path: Path, content: bytes) -> None:
         if temporary is not None:
             with contextlib.suppress(OSError):
                 temporary.unlink()
-        kept = "; its former version is kept" if path.exists() else ""
+        kept = "; the old version is kept" if path.exists() else ""
         raise TrlError(
-            f"{path}: cannot be written ({error.strerror}){kept}: make room and repeat the command"
+            f"{path}: cannot be written ({error.strerror}){kept}: free space or check permissions, then repeat"
         ) from None
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON; NaN is refused, since other tools cannot read it."""
+    """Write `value` as indented JSON; ValueError for NaN, which other tools cannot read."""
     write_atomic(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 

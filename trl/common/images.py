@@ -1,4 +1,4 @@
-"""Images and labels as a caller gives them: checked in one place, with the mend in the message."""
+"""Check the images and labels that a caller gives; messages say how to fix them."""
 
 import math
 
@@ -7,14 +7,14 @@ from torch import Tensor
 
 from trl.common.errors import TrlError
 
-TOLERANCE = 1e-5  # how far rounding may carry a value out of [0, 1], or an image out of its ball
+TOLERANCE = 1e-5  # how far rounding may move a value out of [0, 1], or an image out of its ball
 
 
 def check_input(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, int]:
-    """A copy of `x` without gradient, `y` as int64, and the least number of classes that the labels need.
+    """A detached copy of `x`, `y` as int64, and the least number of classes that the labels imply.
 
-    One synchronisation. TrlError unless x is float32 or float64 [n,…] with values in [0, 1] and y integer
-    [n] ≥ 0 on the same device.
+    Synchronises with the device once. TrlError unless x is float32 or float64 [n,…] with values in [0, 1] and y
+    is integer [n] ≥ 0 on the same device.
     """
     check_images_and_labels(x, y)
     if x.dtype not in (torch.float32, torch.float64):
@@ -26,52 +26,50 @@ def check_input(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, int]:
         raise TrlError(f"images must be [n,…] (given {list(x.shape)}): add the batch dimension with x[None]")
     if y.device != x.device:
         raise TrlError(f"images are on {x.device}, labels on {y.device}; use y.to(x.device)")
-    # copies, since autograd refuses tensors made under torch.inference_mode, and a model may write into its input
+    # copies: autograd rejects tensors made under torch.inference_mode, and a model may modify its input
     x, y = x.detach().clone(), y.long().clone() if y.is_inference() else y.long()
     if len(x) == 0:
         return x, y, 0
     extremes = torch.stack([t.to(torch.float64) for t in (*x.aminmax(), *y.aminmax())])
     low, high, first, last = extremes.tolist()
-    if not (low >= -TOLERANCE and high <= 1 + TOLERANCE):  # false for NaN, too
+    if not (low >= -TOLERANCE and high <= 1 + TOLERANCE):  # also catches NaN
         raise TrlError(f"images must be in [0, 1] (given {low:.7g} to {high:.7g}); {range_hint(low, high)}")
     if first < 0:
-        raise TrlError(f"labels must be at least 0 (given {first:.0f})")
+        raise TrlError(f"labels must be at least 0 (given {first:.0f}); number the classes from 0")
     return x, y, int(last) + 1
 
 
 def check_images_and_labels(x: object, y: object) -> None:
-    """TrlError unless both are tensors, and y holds one class number for each image."""
+    """TrlError unless both are tensors and y holds one class number per image."""
     for what, given in (("images", x), ("labels", y)):
         if not isinstance(given, Tensor):
-            raise TrlError(f"{what} are a {type(given).__name__}: give a tensor, such as torch.as_tensor({what}) makes")
+            raise TrlError(f"{what} are a {type(given).__name__}: give a tensor, such as torch.as_tensor({what})")
     assert isinstance(x, Tensor)
     assert isinstance(y, Tensor)
     n = len(x) if x.ndim else 0
     if y.ndim == 2 and len(y) == n:
         column = y.shape[1] == 1
-        kind, mend = ("one column", "y.squeeze(1)") if column else ("one-hot, or scores of classes", "y.argmax(1)")
-        raise TrlError(f"labels {list(y.shape)} are {kind}: give class numbers [n], such as {mend}")
+        kind, fix = ("one column", "y.squeeze(1)") if column else ("one-hot or class scores", "y.argmax(1)")
+        raise TrlError(f"labels {list(y.shape)} are {kind}: give class numbers [n], such as {fix}")
     if y.ndim != 1 or len(y) != n:
-        raise TrlError(
-            f"images {list(x.shape)} with labels {list(y.shape)}: give images [n,…] and labels [n], one each"
-        )
+        raise TrlError(f"images {list(x.shape)} with labels {list(y.shape)}: give images [n,…] and one label each [n]")
     if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
         raise TrlError(f"labels must be integer class numbers (given {_dtype(y)}); use y.long()")
 
 
 def range_hint(low: float, high: float) -> str:
-    """What to do about images whose values reach from `low` to `high`, and not from 0 to 1."""
+    """How to fix images whose values range from `low` to `high` instead of from 0 to 1."""
     if math.isnan(low):
         return "give images without NaN"
     if low >= 0 and 2 < high <= 255:
-        return "give images in [0, 1], such as x / 255, and keep normalisation inside the model"
-    return "give images in [0, 1], as they are before normalisation, and keep normalisation inside the model"
+        return "give images in [0, 1], such as x / 255, and normalise inside the model"
+    return "give images in [0, 1], before normalisation, and normalise inside the model"
 
 
 def as_input(x: Tensor, device: torch.device) -> Tensor:
-    """A copy of images, uint8 or float in [0, 1], as float32 in [0, 1] on `device`, without gradient.
+    """A detached copy of images, uint8 or float in [0, 1], as float32 in [0, 1] on `device`.
 
-    TrlError for any other type or range. What rounding has carried out of [0, 1] is clamped.
+    TrlError for any other type or range. Rounding errors outside [0, 1] are clamped.
     """
     if x.dtype == torch.uint8:
         return x.to(device).float() / 255

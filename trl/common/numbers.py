@@ -1,4 +1,4 @@
-"""Numbers as people write them in this field: `8/255` as well as 0.0314."""
+"""Number types for options, which also accept fractions such as `8/255`."""
 
 from typing import Annotated, Any
 
@@ -11,7 +11,7 @@ def _fraction(value: Any) -> Any:
         try:
             return float(numerator) / float(denominator)
         except (ValueError, ZeroDivisionError):
-            return value  # pydantic then says that it is no number
+            return value  # pydantic then reports that it is not a number
     return value
 
 

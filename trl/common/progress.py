@@ -1,4 +1,4 @@
-"""Progress for long work: a bar on a terminal, a plain line now and then in a log."""
+"""Progress of long work: a bar on a terminal, occasional plain lines in a log."""
 
 import sys
 import threading
@@ -8,20 +8,20 @@ from typing import Any
 
 from tqdm import tqdm
 
-LOG_SECONDS = 10.0  # a log gets at most one line per bar in this time
-tqdm.set_lock(threading.RLock())  # tqdm's own is one of the system's, which a killed process leaves behind
+LOG_SECONDS = 10.0  # minimum time between two lines in a log
+tqdm.set_lock(threading.RLock())  # tqdm's default is a system-wide lock, which a killed process would leak
 
 
 def say(line: str) -> None:
-    """Print one line that does not tear a bar apart."""
+    """Print one line without breaking a progress bar."""
     tqdm.write(line, file=sys.stdout)
     sys.stdout.flush()
 
 
 class Progress:
-    """Counts `total` units of work. On a terminal it is a tqdm bar; otherwise it prints `name: done/total …` lines.
+    """Counts `total` units of work: a tqdm bar on a terminal, otherwise lines such as `name: done/total …`.
 
-    If `quiet`, it counts and shows nothing.
+    `quiet` only counts and shows nothing.
     """
 
     def __init__(self, name: str, total: int, unit: str = "it", quiet: bool = False) -> None:
@@ -37,7 +37,7 @@ class Progress:
         self._bar.close()
 
     def update(self, n: int = 1, **figures: Any) -> None:
-        """Add `n` units done; `figures` (already strings or numbers) are shown beside the count."""
+        """Add `n` finished units; `figures` (strings or numbers) are shown next to the count."""
         self.done += n
         if self.terminal:
             if figures:
@@ -49,7 +49,7 @@ class Progress:
             say(f"{self.name}: {self.done}/{self.total} {self.unit}{shown}")
 
     def jump(self, done: int) -> None:
-        """Start from `done` units, as after a resume."""
+        """Set the count to `done` units, for example after a resume."""
         self.update(done - self.done)
 
 

@@ -1,4 +1,4 @@
-"""Random numbers as a function of where they are used, so that a resumed run draws what an uninterrupted one draws."""
+"""Seeds derived from where they are used, so that a resumed run draws the same numbers as an uninterrupted one."""
 
 import hashlib
 

@@ -12,7 +12,7 @@ from trl.attacks.criterion import Scored
 from trl.common.images import as_input
 from trl.detectors.base import Detector
 from trl.evaluation.intervals import accuracy
-from trl.evaluation.masking import probe_rows
+from trl.evaluation.masking import subsample_rows
 from trl.evaluation.signs import Sign
 from trl.nn.inference import device_of, full_precision, kept_generators
 from trl.nn.modes import frozen
@@ -26,7 +26,7 @@ def check_score(model: nn.Module, detector: Detector, x: Tensor) -> list[Sign]:
     `x`: uint8 or float in [0, 1], [n,…]. Eval mode, fp32; the model and the random generators stay as they were.
     """
     device = device_of(model)
-    images = as_input(x[probe_rows(x)], device)
+    images = as_input(x[subsample_rows(x)], device)
     with frozen(model), full_precision(device), kept_generators(device):
         labels = torch.zeros(len(images), dtype=torch.int64, device=device)  # the score does not depend on them
         view = Scored(model, (detector,))

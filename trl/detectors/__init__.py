@@ -1,4 +1,4 @@
-"""Detectors of adversarial images, one file each: fit on natural training data, then score."""
+"""Detectors of adversarial images, one file each: fitted to natural training data, then used to score images."""
 
 from trl.detectors.base import Detector
 from trl.detectors.build import build_detector

@@ -1,4 +1,4 @@
-"""What every detector of adversarial images is: fitted to natural training data alone, then a score per image."""
+"""The base of all detectors of adversarial images: fit to natural training data only, then score each image."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from trl.common.errors import TrlError
 
 
 class Layer(NamedTuple):
-    """A submodule of a classifier by its path, such as "layer4" or "body.3" (see `named_modules`)."""
+    """A submodule of a classifier, given by its path such as "layer4" or "body.3" (see `named_modules`)."""
 
     path: str
 
@@ -22,13 +22,13 @@ BATCH = 512  # rows scored at a time: detectors hold [rows, classes, d]
 
 
 class Detector(nn.Module, ABC):
-    """Scores images by what a classifier makes of them: higher = more adversarial.
+    """Scores images by a classifier's activations: higher = more adversarial.
 
-    `reads` says what: the embedding, the logits, or the pooled outputs of several layers or of the one at the path
-    `layer`; `observe` computes it, for any module.
-    What `fit` learns are float64 buffers, so that a detector moves between devices and is stored like a model. `learns`
-    gives their names and shapes, such as "k d d": a letter stands for the same size everywhere, and d for the width.
-    `config` says how `build_detector` made it. The score is differentiable in what it reads: it can be attacked.
+    `reads` says which: the embedding, the logits, or the pooled outputs of several layers or of the one at the path
+    `layer`. `observe` computes them for any module.
+    `fit` stores what it learns in float64 buffers, so a detector moves between devices and is saved like a model.
+    `learns` gives their names and shapes, such as "k d d": a letter means the same size everywhere, and d the width.
+    `config` holds the arguments of `build_detector`. The score is differentiable in its input, so it can be attacked.
     """
 
     reads: Reads = "features"
@@ -42,9 +42,9 @@ class Detector(nn.Module, ABC):
             self.reads = Layer(layer)
 
     def fit(self, features: Tensor, labels: Tensor) -> Self:
-        """Learn from what natural training images give, [n,d], and their labels [n] (any integers).
+        """Learn from the features [n,d] of natural training images and their labels [n] (any integers).
 
-        TrlError for values that are not finite, for labels that do not belong to them, and for nothing at all.
+        TrlError if there are no features, if one is not finite, or if the labels do not match.
         """
         self._check(features)
         if labels.shape != features.shape[:1] or len(features) == 0:
@@ -54,7 +54,7 @@ class Detector(nn.Module, ABC):
         return self
 
     def restore(self, learnt: Mapping[str, Tensor]) -> None:
-        """Become the detector whose `state_dict` was `learnt`. TrlError: no such detector learns that."""
+        """Restore a detector from the `state_dict` `learnt`. TrlError if that does not belong to such a detector."""
         shapes = {"width": "", **self.learns}
         if learnt.keys() != shapes.keys():
             raise TrlError(f"holds {', '.join(sorted(learnt)) or 'nothing'} instead of {', '.join(sorted(shapes))}")
@@ -78,13 +78,13 @@ class Detector(nn.Module, ABC):
             raise TrlError(f"scores made with {', '.join(self.learns)} are not finite")
 
     def score(self, features: Tensor) -> Tensor:
-        """Scores float64 [n] of [n,d], on the detector's device. TrlError if it is not fitted, or to another d."""
+        """Scores float64 [n] of features [n,d], on the detector's device. TrlError if not fitted, or to another d."""
         if not hasattr(self, "width"):
             raise TrlError("the detector is not fitted: call fit(features, labels) with natural training embeddings")
         self._check(features)
         if features.shape[1] != self.width:
             raise TrlError(
-                f"embeddings have {features.shape[1]} dimensions, the detector was fitted to {int(self.width)}"
+                f"embeddings have {features.shape[1]} dimensions, but the detector was fitted to {int(self.width)}"
             )
         rows = features.to(self.width.device, torch.float64).split(BATCH)  # type: ignore[no-untyped-call]
         return torch.cat([self._score(batch) for batch in rows])
@@ -93,14 +93,14 @@ class Detector(nn.Module, ABC):
 
     @abstractmethod
     def _learn(self, features: Tensor, labels: Tensor) -> None:
-        """`fit` on checked float64 features [n,d], n ≥ 1."""
+        """Implements `fit` on checked float64 features [n,d], n ≥ 1."""
 
     @abstractmethod
     def _score(self, features: Tensor) -> Tensor:
-        """`score` of float64 features [n,d], at most BATCH of them."""
+        """Implements `score` for at most BATCH float64 features [n,d]."""
 
     def _keep(self, **learnt: Tensor) -> None:
-        """Remember tensors: they move, are stored and are loaded with the detector."""
+        """Register tensors as buffers, which move and are saved with the detector."""
         for name, tensor in learnt.items():
             self.register_buffer(name, tensor)
 
@@ -109,4 +109,4 @@ class Detector(nn.Module, ABC):
         if features.ndim != 2 or not features.is_floating_point():
             raise TrlError(f"embeddings are {tuple(features.shape)} {features.dtype}: give floats [n,d]")
         if not features.isfinite().all():
-            raise TrlError("an embedding is NaN or infinite: the model that made it is broken")
+            raise TrlError("an embedding is NaN or infinite: check the model and its images")

@@ -1,4 +1,4 @@
-"""A detector by its name and options, as params.yaml gives it."""
+"""Build a detector from a name and options, as in params.yaml."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from trl.detectors.registry import DETECTORS
 
 
 def build_detector(name: str, **options: Any) -> Detector:
-    """The detector called `name`; TrlError for an unknown name or for options that it does not have."""
+    """The detector called `name`; TrlError for an unknown name or invalid options."""
     checked = DETECTORS.check(name, options)
     detector: Detector = DETECTORS.get(name)(**checked)
     detector.config = {"name": name, "options": checked}

@@ -1,4 +1,4 @@
-"""Gaussian densities by whitening: with Σ⁻¹ = W Wᵀ, (h - μ)ᵀ Σ⁻¹ (h - μ) = |(h - μ) W|², a product and no solve."""
+"""Gaussian densities by whitening: with Σ⁻¹ = W Wᵀ, (h - μ)ᵀ Σ⁻¹ (h - μ) = |(h - μ) W|², a product, not a solve."""
 
 import math
 from typing import Any
@@ -9,29 +9,29 @@ from torch.autograd.function import once_differentiable
 
 from trl.common.errors import TrlError
 
-FLOOR = 1e-6  # of the mean variance, added to every variance: constant features (dead ReLUs) keep a density
+FLOOR = 1e-6  # times the mean variance is added to every variance, so that constant features (dead ReLUs) work
 EXACT = "donot_use_mm_for_euclid_dist"
 
 
 def by_class(features: Tensor, labels: Tensor, tied: bool = False) -> list[Tensor]:
-    """The rows of each class, in the order of the labels; `tied`: their deviations will be pooled.
+    """The rows of each class, sorted by label; `tied`: one covariance will be pooled over all classes.
 
-    TrlError where no density can be fitted: a class (tied: all of them) with one sample, or with equal ones.
+    TrlError if no density can be fitted: a class (tied: every class) has a single sample, or only equal ones.
     """
     groups = {k: features[labels == k] for k in sorted(set(labels.tolist()))}
     for k, rows in groups.items():
         if len(rows) < 2 and not tied:
             raise TrlError(
-                f"class {k} has one sample: give at least two, or take the detector gaussian with covariance: tied"
+                f"class {k} has one sample: give at least two, or use the detector gaussian with covariance: tied"
             )
     constant = [bool((rows == rows[0]).all()) for rows in groups.values()]
     if all(constant) or (any(constant) and not tied):
-        raise TrlError("the embeddings of a class are all the same: there is no density to fit")
+        raise TrlError("the embeddings of a class are all equal, so no density can be fitted: give more varied images")
     return list(groups.values())
 
 
 def whitening(covariance: Tensor) -> Tensor:
-    """The upper triangular W [d,d] with W Wᵀ = Σ⁻¹, of a positive definite Σ [d,d]."""
+    """The upper triangular W [d,d] with W Wᵀ = Σ⁻¹, for a positive definite Σ [d,d]."""
     identity = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
     return torch.linalg.solve_triangular(torch.linalg.cholesky(covariance), identity, upper=False).T.contiguous()
 
@@ -39,10 +39,10 @@ def whitening(covariance: Tensor) -> Tensor:
 def squared_distances(features: Tensor, means: Tensor, whitenings: Tensor) -> Tensor:
     """Squared Mahalanobis distances [n,c] of features [n,d] to means [c,d].
 
-    `whitenings`: W of each mean [c,d,d], one W for all [1,d,d], or their diagonals if they have nothing else [c,d].
+    `whitenings`: W per mean [c,d,d], one W for all [1,d,d], or the diagonals of diagonal Ws [c,d].
     """
     if whitenings.ndim == 3 and len(whitenings) == 1:
-        centre = means.mean(0)  # subtracted first: a large common offset would cost digits
+        centre = means.mean(0)  # subtracted first: a large common offset would cost precision
         whitened, centres = (features - centre) @ whitenings[0], (means - centre) @ whitenings[0]
         return torch.cdist(whitened, centres, compute_mode=EXACT).square()
     found: Tensor = _SquaredDistances.apply(features, means, whitenings)
@@ -50,18 +50,18 @@ def squared_distances(features: Tensor, means: Tensor, whitenings: Tensor) -> Te
 
 
 def log_density(features: Tensor, means: Tensor, whitenings: Tensor) -> Tensor:
-    """log N(h; μ, Σ) [n,c], of the same arguments."""
+    """log N(h; μ, Σ) [n,c], for the same arguments as `squared_distances`."""
     diagonals = whitenings if whitenings.ndim == 2 else whitenings.diagonal(dim1=1, dim2=2)
     normalisation = diagonals.log().sum(1) - features.shape[1] / 2 * math.log(2 * math.pi)
     return normalisation - squared_distances(features, means, whitenings) / 2
 
 
 class _SquaredDistances(torch.autograd.Function):
-    """`squared_distances` of each mean's own W; backward costs only where a gradient comes: of a maximum, 1 in c."""
+    """`squared_distances` with one W per mean; backward skips zero gradients, such as all but 1 in c of a maximum."""
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, means: Tensor, whitenings: Tensor) -> Tensor:
-        """Mean by mean, which holds [n,d] at a time."""
+        """Loops over the means, to hold [n,d] at a time."""
         ctx.save_for_backward(features, means, whitenings)
         each = zip(means, whitenings, strict=True)
         return torch.stack([_times(features - mean, whitening).square().sum(1) for mean, whitening in each], 1)
@@ -69,7 +69,7 @@ class _SquaredDistances(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        """2 Σ⁻¹ (h - μ), of the features alone."""
+        """2 Σ⁻¹ (h - μ), for the features only."""
         features, means, whitenings = ctx.saved_tensors
         total = torch.zeros_like(features)
         for column, mean, whitening in zip(gradient.T, means, whitenings, strict=True):

@@ -7,7 +7,7 @@ from trl.detectors.base import Detector
 
 
 class EnergyDetector(Detector):
-    """Score = -T log Σ_k exp(z_k / T) for logits z (equation 4): the free energy, high where no class stands out.
+    """Score = -T log Σ_k exp(z_k / T) for logits z (equation 4): the free energy, high if no class stands out.
 
     `temperature` is T > 0.
     """
@@ -19,7 +19,7 @@ class EnergyDetector(Detector):
         self.temperature = temperature
 
     def _learn(self, features: Tensor, labels: Tensor) -> None:
-        """Nothing: the classifier has learnt it."""
+        """Nothing to learn: the logits suffice."""
 
     def _score(self, features: Tensor) -> Tensor:
         return -self.temperature * (features / self.temperature).logsumexp(1)

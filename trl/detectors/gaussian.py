@@ -1,4 +1,4 @@
-"""The I-defender of Zheng & Hong (NeurIPS 2018) with one Gaussian per class, as the TLA paper scores detection."""
+"""The I-defender of Zheng & Hong (NeurIPS 2018) with one Gaussian per class, as in the TLA paper."""
 
 from typing import Annotated, Literal
 
@@ -15,11 +15,11 @@ Shrinkage = Annotated[Real, Field(ge=0, le=1)] | None
 
 
 class GaussianDetector(Detector):
-    """Score = -max over classes k of log N(h; μ_k, Σ_k) for natural embeddings h: high where no class is likely.
+    """Score = -max over classes k of log N(h; μ_k, Σ_k) for embeddings h: high if no class is likely.
 
     `covariance`: "full" per class, "tied" (one for all classes, pooled around the class means) or "diagonal" per class.
-    `shrinkage`: towards the mean variance times the identity, in [0, 1]; null means Ledoit & Wolf's (2004) estimate,
-    which suits classes with fewer samples than dimensions. Full covariances take classes · d² · 8 bytes.
+    `shrinkage` in [0, 1] towards the mean variance times the identity; null uses the estimate of Ledoit & Wolf (2004),
+    which works with fewer samples than dimensions. Full covariances take classes · d² · 8 bytes.
     `layer`: see `Detector`.
     """
 
@@ -38,7 +38,7 @@ class GaussianDetector(Detector):
         self.learns = {"means": "k d", "whitenings": {"full": "k d d", "tied": "1 d d", "diagonal": "k d"}[covariance]}
 
     def _learn(self, features: Tensor, labels: Tensor) -> None:
-        """A class without samples gets no Gaussian. TrlError for features that do not vary or, unless tied, one row."""
+        """Classes without samples are skipped. TrlError for features that do not vary or, unless tied, a single row."""
         tied = self.covariance == "tied"
         groups = by_class(features, labels, tied)
         means = [rows.mean(0) for rows in groups]
@@ -51,7 +51,7 @@ class GaussianDetector(Detector):
         return -log_density(features, self.means, self.whitenings).amax(1)
 
     def _whitening(self, centred: Tensor) -> Tensor:
-        """W [d,d] of the shrunk covariance of centred rows [n,d]; if diagonal, its diagonal [d]."""
+        """W [d,d] of the shrunk covariance of centred rows [n,d]; its diagonal [d] if `covariance` is diagonal."""
         from sklearn.covariance import empirical_covariance, ledoit_wolf, shrunk_covariance
 
         rows = centred.cpu().numpy()

@@ -1,4 +1,4 @@
-"""A Gaussian mixture per class: `gaussian` for classes whose embeddings fall into several clusters."""
+"""A Gaussian mixture per class: like `gaussian`, but for classes with several clusters."""
 
 import warnings
 from typing import Literal
@@ -14,10 +14,10 @@ from trl.detectors.density import FLOOR, by_class, log_density
 
 
 class GaussianMixtureDetector(Detector):
-    """Score = -max over classes k of log Σ_j w_kj N(h; μ_kj, Σ_kj), by scikit-learn's EM from k-means.
+    """Score = -max over classes k of log Σ_j w_kj N(h; μ_kj, Σ_kj), fitted by scikit-learn's EM from k-means.
 
-    `components` per class; a class gets fewer if they would have less than two samples each. `covariance` of each
-    component: "full" or "diagonal". Full ones are not shrunk, and take classes · components · d² · 8 bytes.
+    `components` per class; fewer for a class without two samples per component. `covariance` of each component: "full"
+    or "diagonal". Full covariances are not shrunk, and take classes · components · d² · 8 bytes.
     `layer`: see `Detector`.
     """
 
@@ -34,7 +34,7 @@ class GaussianMixtureDetector(Detector):
         self.learns = {"log_weights": "k c", "means": "k c d", "whitenings": shape}
 
     def _learn(self, features: Tensor, labels: Tensor) -> None:
-        """TrlError for a class of one sample or of equal ones."""
+        """TrlError for a class with a single sample or only equal ones."""
         mixtures = [self._mixture(rows) for rows in by_class(features, labels)]
         log_weights, means, whitenings = (torch.stack(parts) for parts in zip(*mixtures, strict=True))
         self._keep(log_weights=log_weights, means=means, whitenings=whitenings)
@@ -49,16 +49,16 @@ class GaussianMixtureDetector(Detector):
         from sklearn.mixture import GaussianMixture
 
         mean = rows.mean(0)
-        unit = (rows - mean).square().mean().sqrt()  # the floor is relative to it, and offsets would cost digits
+        unit = (rows - mean).square().mean().sqrt()  # FLOOR is relative to it; a large offset would cost precision
         scaled = ((rows - mean) / unit).cpu().numpy()
-        scaled = scaled[np.lexsort(scaled.T[::-1])]  # k-means depends on the order of its samples
+        scaled = scaled[np.lexsort(scaled.T[::-1])]  # k-means depends on the order of samples
         count = min(self.components, len(scaled) // 2)
         kind = "full" if self.covariance == "full" else "diag"
         mixture = GaussianMixture(count, covariance_type=kind, reg_covar=FLOOR, random_state=0)
-        with warnings.catch_warnings(), threadpool_limits(1, "openmp"):  # threads would add up in any order
-            warnings.simplefilter("ignore", ConvergenceWarning)  # a mixture all the same
+        with warnings.catch_warnings(), threadpool_limits(1, "openmp"):  # threads would sum in random order
+            warnings.simplefilter("ignore", ConvergenceWarning)  # the mixture is still usable
             mixture.fit(scaled)
-        # a mixture of fewer components is one in which the last is there several times, and shares its weight
+        # with fewer components, repeat the last one and divide its weight
         index = np.minimum(np.arange(self.components), count - 1)
         log_weights = np.log(mixture.weights_[index] / np.bincount(index)[index])
         parts = (log_weights, mixture.means_[index], mixture.precisions_cholesky_[index])

@@ -1,4 +1,4 @@
-"""Detectors on disk: `detector.safetensors` beside `detector.json`, which holds the threshold; nothing is unpickled."""
+"""Save and load detectors: `detector.safetensors`, and `detector.json` with the threshold; nothing is unpickled."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ CONFIG = "detector.json"
 
 
 class Config(BaseModel):
-    """detector.json: how the detector was made and calibrated, and the hash of the weights that it was fitted to."""
+    """detector.json: how the detector was built and calibrated, and the hash of its model's weights."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -31,13 +31,13 @@ class Config(BaseModel):
 
 
 def save_detector(detector: Detector, calibration: Calibration, weights: str, folder: str | Path) -> None:
-    """Write a fitted detector of `build_detector`, with its threshold, to `folder`; the same content, the same bytes.
+    """Write a fitted detector and its threshold to `folder`; the same content gives the same bytes.
 
-    `weights`: `weights_sha256` of the model whose embeddings it was fitted to. TrlError: it is not fitted, or the files
-    cannot be written.
+    `weights`: `weights_sha256` of the model whose embeddings it was fitted to. TrlError: the detector is not fitted or
+    was not made by `build_detector`, or the files cannot be written.
     """
     if not detector.config or not hasattr(detector, "width"):
-        raise TrlError(f"cannot save this {type(detector).__name__}: make it with build_detector, and fit it")
+        raise TrlError(f"cannot save this {type(detector).__name__}: make it with build_detector and fit it first")
     learnt = {name: tensor.detach().cpu().contiguous() for name, tensor in detector.state_dict().items()}
     write_atomic(Path(folder) / LEARNT, save(learnt))
     config = {**detector.config, "calibration": calibration._asdict(), "weights": weights}
@@ -49,7 +49,7 @@ def load_detector(
 ) -> tuple[Detector, Calibration]:
     """The detector that `save_detector` wrote to `folder`, on `device`, and its threshold.
 
-    TrlError: a file is missing or damaged, the two do not fit together, or it belongs to other model `weights`.
+    TrlError: a file is missing or damaged, the two files do not match, or it belongs to other model `weights`.
     """
     folder = Path(folder)
     try:
@@ -59,15 +59,15 @@ def load_detector(
         raise TrlError(f"{folder / CONFIG}: cannot be read ({error.strerror}); run the detect stage") from None
     except ValidationError as error:
         raise TrlError(f"{folder / CONFIG}: damaged ({explain(error, Config)}); run the detect stage again") from None
-    except (TrlError, TypeError) as error:  # TypeError: an option called as an argument, such as `name`
+    except (TrlError, TypeError) as error:  # TypeError: an option named like an argument, such as `name`
         raise TrlError(f"{folder / CONFIG}: {error}") from None
     if weights is not None and config.weights != weights:
-        raise TrlError(f"{folder}: was fitted to another model's embeddings; run the detect stage again")
+        raise TrlError(f"{folder}: the detector was fitted to another model; run the detect stage again")
     learnt = read_safetensors(folder / LEARNT)
     try:
         detector.restore(learnt)
     except TrlError as error:
         raise TrlError(
-            f"{folder / LEARNT}: is not what a {config.name} detector learns: {error}; run the detect stage again"
+            f"{folder / LEARNT}: not the parameters of a {config.name} detector: {error}; run the detect stage again"
         ) from None
     return detector.to(device).eval(), config.calibration

@@ -10,9 +10,9 @@ from trl.detectors.neighbours import nearest
 
 
 class NeighbourDetector(Detector):
-    """Score = distance in [0, 2] to the k-th nearest natural embedding, all scaled to unit length (zeros stay zeros).
+    """Score = distance in [0, 2] to the k-th nearest natural embedding, all normalised to unit length (0 stays 0).
 
-    `neighbours` is k, or the number of natural embeddings if that is less. All of them are kept: N · d · 8 bytes.
+    `neighbours` is k, capped at the number of natural embeddings N. All of them are stored: N · d · 8 bytes.
     `layer`: see `Detector`.
     """
 

@@ -1,4 +1,4 @@
-"""The Mahalanobis detector of Lee et al. (NeurIPS 2018, arXiv 1807.03888), without adversarial images to learn from."""
+"""The Mahalanobis detector of Lee et al. (NeurIPS 2018, arXiv 1807.03888), learnt from natural images only."""
 
 import torch
 from torch import Tensor
@@ -10,10 +10,10 @@ from trl.detectors.gaussian import GaussianDetector, Shrinkage
 class MahalanobisDetector(GaussianDetector):
     """Score = min over classes k of (h - μ_k)ᵀ Σ⁻¹ (h - μ_k), for the pooled outputs h of several layers at once.
 
-    It differs from the paper: there every layer has a covariance and a score of its own (equation 2), and a logistic
-    regression trained on adversarial images weighs the scores. Here one covariance over all layers together,
-    tied over the classes and learnt from natural images alone, weighs them. Nor is the input perturbed before scoring.
-    `shrinkage` is that of `GaussianDetector`, towards equal variances relative to each feature's own.
+    The paper gives every layer its own covariance and score (equation 2), and weights the scores by a logistic
+    regression trained on adversarial images. Here a single covariance over all layers, tied across classes and learnt
+    from natural images only, weights them, and the input is not perturbed before scoring.
+    `shrinkage` is that of `GaussianDetector`, after scaling every feature to unit variance.
     """
 
     reads = "layers"
@@ -25,7 +25,9 @@ class MahalanobisDetector(GaussianDetector):
         """TrlError for features that do not vary within any class."""
         centred = torch.cat([rows - rows.mean(0) for rows in by_class(features, labels, tied=True)])
         variance = centred.square().mean(0)
-        unit = (variance + FLOOR * variance.mean()).sqrt()  # layers differ in scale: shrinkage would drown the small
+        unit = (
+            variance + FLOOR * variance.mean()
+        ).sqrt()  # layers differ in scale, and shrinkage would drown the small ones
         super()._learn(features / unit, labels)
         self._keep(means=self.means * unit, whitenings=self.whitenings / unit[:, None])
 

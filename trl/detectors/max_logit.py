@@ -6,12 +6,12 @@ from trl.detectors.base import Detector
 
 
 class MaxLogitDetector(Detector):
-    """Score = -max_k z_k for logits z: high where no class stands out."""
+    """Score = -max_k z_k for logits z: high if no class stands out."""
 
     reads = "logits"
 
     def _learn(self, features: Tensor, labels: Tensor) -> None:
-        """Nothing: the classifier has learnt it."""
+        """Nothing to learn: the logits suffice."""
 
     def _score(self, features: Tensor) -> Tensor:
         return -features.amax(1)

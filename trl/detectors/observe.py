@@ -1,4 +1,4 @@
-"""What a detector reads from a classifier: its logits, its embedding, or what one or several of its layers give."""
+"""What a detector reads from a classifier: its logits, its embedding, or the outputs of one or several layers."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -26,17 +26,17 @@ ACTIVATIONS = (
 
 
 def observe(model: nn.Module, x: Tensor, reads: Reads) -> tuple[Tensor, Tensor]:
-    """The logits [n,k] of any module for images x, and what a detector that `reads` so is given, [n,d]; one forward.
+    """The logits [n,k] of any module for images x, and the features [n,d] that `reads` selects; one forward pass.
 
-    features: the embedding, which is the input of the last linear layer that runs. Layer: the output of the submodule
-    with that path, the last time it runs. layers: the outputs of the activations and blocks that run before the last
-    linear layer, one after the other (Lee et al. 2018, arXiv 1807.03888, section 2.2), with the embedding as the last.
-    A block is a module with parts; the parts count in its place if it is an nn.Sequential, if it is the only one, or if
-    the last linear layer is among them. Of successive maps of one size, only the last counts; what the embedding
-    repeats does not. Maps [n,c,h,w] and tokens [n,t,d] are averaged over their positions.
+    "features": the embedding, that is the input of the last linear layer that runs. Layer: the output of the submodule
+    with that path, the last time it runs. "layers": the concatenated outputs of the activations and blocks that run
+    before the last linear layer (Lee et al. 2018, arXiv 1807.03888, section 2.2), followed by the embedding. A block is
+    a module with submodules; the submodules count instead if it is an nn.Sequential, the only block, or contains the
+    last linear layer. Of successive maps of equal size only the last counts, and a map that is averaged to the
+    embedding does not. Maps [n,c,h,w] and tokens [n,t,d] are averaged over their positions.
 
-    Differentiable. Wrappers are seen through (see `unwrapped`). TrlError: the answer is no logits, the layer is unknown
-    or does not run, or it gives no row per image.
+    Differentiable. Looks inside wrappers (see `unwrapped`). TrlError: the model returns no logits, or the layer is
+    unknown, does not run, or does not return one row per image.
     """
     if reads == "logits":
         logits = answer(model, x)
@@ -56,8 +56,8 @@ def observe(model: nn.Module, x: Tensor, reads: Reads) -> tuple[Tensor, Tensor]:
 def embed(model: nn.Module, x: Tensor, batch_size: int = 500, reads: Reads = "features") -> tuple[Tensor, Tensor]:
     """Embeddings float32 [n,d] and logits float32 [n,k] of images, on the CPU; eval mode, fp32, no gradient.
 
-    Of any module; instead of the embedding, whatever a detector `reads` (see `observe`, and its errors).
-    `x` is uint8 or float in [0, 1], and goes to the model's device a batch at a time. TrlError for no or unfit images.
+    Works for any module; `reads` selects other features than the embedding (see `observe`, also for errors).
+    `x`: uint8 or float in [0, 1], moved to the model's device in batches. TrlError for missing or invalid images.
     """
     if len(x) == 0:
         raise TrlError("there are no images to embed: give at least one")
@@ -101,7 +101,7 @@ class Observed:
 
 
 def _watch(model: nn.Module, reads: Reads, trace: "_Trace") -> Iterator[RemovableHandle]:
-    """Hook the trace into what is read; TrlError if the layer is unknown, or what torch.jit made, which takes none."""
+    """Hook the trace into what is read; TrlError if the layer is unknown, or from torch.jit, which has no hooks."""
     if isinstance(reads, Layer):
         layer = _named(model, reads.path)
         if isinstance(layer, torch.jit.ScriptModule):
@@ -119,20 +119,20 @@ def _watch(model: nn.Module, reads: Reads, trace: "_Trace") -> Iterator[Removabl
 
 
 def _nothing_to_read(model: nn.Module, reads: Reads) -> TrlError:
-    what = f"layer {reads.path!r} that gives" if isinstance(reads, Layer) else "linear layer that takes"
+    what = f"layer {reads.path!r} that returns" if isinstance(reads, Layer) else "linear layer that takes"
     # a detector that reads all layers has no such option
-    single = "take a detector that reads a single one, by its option `layer`"
-    mend = single if reads == "layers" else "name a layer that does, by the detector's option `layer`"
+    single = "use a detector with the option `layer`"
+    fix = single if reads == "layers" else "name a suitable layer by the detector's option `layer`"
     if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
-        mend = "give the module that torch.jit made it of, whose layers can be seen"
+        fix = "give the module from which torch.jit made it"
     return TrlError(
-        f"{type(model).__name__} runs no {what} a float tensor with one row per image: {mend}, "
-        "or take a detector that reads logits"
+        f"{type(model).__name__} runs no {what} a float tensor with one row per image: {fix}, "
+        "or use a detector that reads logits"
     )
 
 
 class _Done(NamedTuple):
-    """A layer that has run: the size and the pooled form [n,d] of its output, and those of its parts."""
+    """A layer that has run: the size and the pooled values [n,d] of its output, and its submodules that ran."""
 
     size: torch.Size
     pooled: Tensor
@@ -140,17 +140,17 @@ class _Done(NamedTuple):
 
 
 class _Trace:
-    """Hooks that keep what runs in a forward of n images, at once: an operation in place may change it afterwards.
+    """Hooks that record a forward pass of n images; they copy at once, since in-place operations may follow.
 
-    `seen`: what is asked for, or None. `layers`: what is read of the layers before it.
+    `seen`: the requested features, or None. `layers`: the pooled outputs of the layers before them.
     """
 
     def __init__(self, n: int) -> None:
         self.n = n
         self.seen: Tensor | None = None
         self.layers: list[Tensor] = []
-        self._done: list[_Done] = []  # without those that are parts of others
-        self._starts: list[int] = []  # of the layers that run now: how many were done before
+        self._done: list[_Done] = []  # top-level layers only
+        self._starts: list[int] = []  # for each layer now running, the length of _done when it began
 
     def keep_output(self, _: nn.Module, __: Any, output: Any) -> None:
         self.seen = _pooled(output).clone() if self._has_rows(output) else None
@@ -168,7 +168,7 @@ class _Trace:
 
     def leave(self, _: nn.Module, __: Any, output: Any) -> None:
         start = self._starts.pop()
-        if self._has_rows(output):  # otherwise its parts stay in its place
+        if self._has_rows(output):  # otherwise its submodules stay instead
             self._done[start:] = [_Done(output.shape, _pooled(output), self._done[start:])]
 
     def _has_rows(self, value: Any) -> bool:
@@ -176,7 +176,7 @@ class _Trace:
 
 
 def _read(done: list[_Done], embedding: Tensor) -> list[Tensor]:
-    """Which pooled outputs [n,…] of the layers that ran before the embedding [n,d] count; see `observe`."""
+    """The pooled outputs [n,…] to read, of the layers that ran before the embedding [n,d]; see `observe`."""
     while len(done) == 1 and done[0].parts:
         done = done[0].parts
     kept: list[_Done] = []
@@ -187,12 +187,12 @@ def _read(done: list[_Done], embedding: Tensor) -> list[Tensor]:
     if kept:
         size, last, _ = kept[-1]
         if last is embedding or (len(size) > 3 and size[1] == embedding.shape[1]):
-            kept.pop()  # the embedding itself, or the map that it is the average of
+            kept.pop()  # the embedding itself, or the map that it averages
     return [layer.pooled for layer in kept]
 
 
 def _pooled(output: Tensor) -> Tensor:
-    """[n,d] of rows [n,d], tokens [n,t,d] or maps [n,d,…]."""
+    """Average rows [n,d], tokens [n,t,d] or maps [n,d,…] to [n,d]."""
     if output.ndim == 2:
         return output
     return output.mean(1 if output.ndim == 3 else tuple(range(2, output.ndim)))
@@ -205,7 +205,7 @@ def _is_layer(module: nn.Module) -> bool:
 
 
 def _named(model: nn.Module, path: str) -> nn.Module:
-    """The submodule with that path; what torch.compile adds to paths is left out."""
+    """The submodule with that path, without the prefix that torch.compile adds."""
     modules = {name.replace("_orig_mod.", ""): m for name, m in model.named_modules(remove_duplicate=False) if name}
     if path not in modules:
         near = get_close_matches(path, modules) or [name for name, _ in model.named_children()][:10]

@@ -1,4 +1,4 @@
-"""Robust accuracy: the worst case over attacks, kept per image."""
+"""Robust accuracy: the worst case over attacks, tracked per image."""
 
 from trl.evaluation.evaluate import Evaluation, epsilon_curve, evaluate
 from trl.evaluation.run import attack_all

@@ -1,4 +1,4 @@
-"""What an attack costs: how often it runs the model, and in which precision."""
+"""The cost of an attack: model passes, time and precision."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -13,9 +13,9 @@ from torch.nn.modules.module import register_module_forward_hook
 
 @dataclass
 class Cost:
-    """Images passed `forwards` and `backwards` through the model, wall time in seconds, precision of the search.
+    """Images passed forward and backward through the model, wall time in seconds, and precision of the search.
 
-    The last is "fp32", "bf16", or both where an attack could not go on in bf16; "" if there was nothing to attack.
+    The precision is "fp32", "bf16", or "bf16 and fp32" if an attack failed in bf16; "" if there was nothing to attack.
     """
 
     forwards: int = 0
@@ -24,14 +24,14 @@ class Cost:
     precision: str = ""
 
     def searched_in(self, precision: str) -> None:
-        """Note the precision of a batch."""
+        """Record the precision that a batch was attacked in."""
         known = self.precision.split(" and ") if self.precision else []
         self.precision = " and ".join(dict.fromkeys([*known, precision]))
 
 
 @contextmanager
 def counting(model: nn.Module, cost: Cost, beat: Callable[[], None]) -> Iterator[None]:
-    """Add what happens inside to `cost`; `beat` is called at every forward, so that a progress bar stays alive."""
+    """Add the passes and time inside to `cost`; call `beat` at every forward pass, to keep a progress bar moving."""
 
     def passed(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         cost.forwards += len(inputs[0])
@@ -42,7 +42,7 @@ def counting(model: nn.Module, cost: Cost, beat: Callable[[], None]) -> Iterator
     def returned(gradient: Tensor) -> None:
         cost.backwards += len(gradient)
 
-    if isinstance(model, torch.jit.ScriptModule):  # it takes no hooks of its own
+    if isinstance(model, torch.jit.ScriptModule):  # does not support hooks of its own
         handle = register_module_forward_hook(
             lambda module, *given: passed(module, *given) if module is model else None
         )

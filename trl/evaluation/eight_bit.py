@@ -1,31 +1,31 @@
-"""Adversarial images as 8 bits keep them: what is stored as PNG, or shown on a screen, is rounded to 256 levels."""
+"""Adversarial images in 8 bits: PNG files and screens round them to 256 levels."""
 
 from torch import Tensor
 
 from trl.common.errors import TrlError
 from trl.threat import Threat
 
-LEVELS = 255  # of a pixel, above 0
-ROUNDING = 1e-3  # of a level: how far from one a float may be that stands for it
+LEVELS = 255  # highest level of an 8-bit value
+ROUNDING = 1e-3  # how far a float may be from the level it stands for, in levels
 
 
 def is_eight_bit(x: Tensor) -> bool:
-    """Whether every value of images in [0, 1] is one of 256 levels, k/255, but for rounding."""
+    """Whether every value of images in [0, 1] is one of the 256 levels k/255, up to rounding."""
     scaled = x.double() * LEVELS
     return bool(((scaled - scaled.round()).abs() <= ROUNDING).all())
 
 
 def check_eight_bit(x: Tensor) -> None:
-    """TrlError unless images in [0, 1] are of 8 bits."""
+    """TrlError unless images in [0, 1] are 8-bit images."""
     if not is_eight_bit(x):
-        raise TrlError("the images are not of 8 bits, k/255 in every value: give uint8, or do without eight_bit")
+        raise TrlError("the images are not 8-bit (every value k/255): give uint8, or turn eight_bit off")
 
 
 def to_eight_bit(x_adv: Tensor, x: Tensor, threat: Threat) -> Tensor:
-    """Adversarial images [n,…] of the threat's ball around x, rounded to 256 levels and still in it; float like x_adv.
+    """Round adversarial images [n,…] to 256 levels within the threat's ball around x; float like x_adv.
 
-    To the nearest level, or, for an image that this would carry out of the ball, towards x in every value. x itself is
-    of 8 bits.
+    Rounds to the nearest level; an image that would leave the ball is rounded towards x in every value instead. x must
+    be 8-bit itself.
     """
     levels, natural = x_adv.double() * LEVELS, (x.double() * LEVELS).round()
     nearest = (levels.round() / LEVELS).to(x_adv.dtype)

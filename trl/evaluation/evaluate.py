@@ -34,18 +34,18 @@ RESERVED = ("clean", WORST)
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate` found, per sample, on the CPU.
+    """The results of `evaluate`, per sample, on the CPU.
 
     `correct`: "clean" and every attack, in the order given, → bool [n]. Under an attack a sample counts only if it is
-    correct both clean and attacked: a naturally misclassified sample is not robust, and is not attacked.
-    `stages`: of an ensemble such as autoattack, what is left after each of its parts → bool [n].
-    `adversarials`: float32 [n,c,h,w], per sample the first attack's result that is misclassified, else the last
-    attack's (for a naturally misclassified sample the image itself), so that the model's accuracy on them is the
-    worst case. Not so if the model answers at random (the signs `random` and `unsteady` say so): then they are what
-    fooled it, or did not, in one draw, and another draw gives another accuracy.
-    `distances`: float32 [n], how far they are from the images, in the threat's norm.
-    `costs`: by attack, or `attack/part` of an ensemble. `signs`: of a mistake or of gradient masking; look at them
-    before you believe the figures.
+    correct both clean and attacked: a sample misclassified without attack is not robust, and is not attacked.
+    `stages`: for an ensemble such as autoattack, the samples left after each of its parts → bool [n].
+    `adversarials`: float32 [n,c,h,w], per sample the first result that is misclassified, else the last attack's result
+    (the image itself if it is misclassified without attack), so that the model's accuracy on them is the worst case.
+    This does not hold for a model with random outputs (signs `random` and `unsteady`): they then reflect one draw, and
+    another draw gives another accuracy.
+    `distances`: float32 [n], from adversarial to original images, in the threat's norm.
+    `costs`: by attack, or `attack/part` for an ensemble. `signs`: of mistakes or of gradient masking; read them before
+    you trust the figures.
     """
 
     epsilon: float
@@ -63,7 +63,7 @@ class Evaluation:
 
     @property
     def caveats(self) -> dict[str, str]:
-        """Why the `adversarials` are no worst case, by sign: for the file that keeps them. Empty without one."""
+        """Why the `adversarials` are not the worst case, by sign, to store along with them; empty if they are."""
         return {sign.name: sign.message for sign in self.signs if sign.name in ("random", "unsteady")}
 
     def result(self) -> AttackResult:
@@ -83,7 +83,7 @@ class Evaluation:
         )
 
     def summary(self) -> dict[str, Any]:
-        """`result` ready for JSON; `stages` only where there are ensembles.
+        """`result` ready for JSON; `stages` only if there are ensembles.
 
         `{"epsilon", "clean", "robust": {attack: …, "worst": …}, "stages": {attack: {part: …}},
         "cost": {attack: {"forwards", "backwards", "precision"}}, "warnings": ["name: message", …]}`.
@@ -117,38 +117,38 @@ def evaluate(
     state: str | Path | None = None,
     key: str | None = None,
 ) -> Evaluation:
-    """Attack `model` (any module from [0, 1] images to logits [n,k]) with every attack and keep the books per sample.
+    """Attack `model` (any module from [0, 1] images to logits [n,k]) with every attack; record the result per sample.
 
-    `x`: uint8, or float in [0, 1]; `y`: any integer type. Both may lie on another device than the model: a batch at a
-    time is converted and moved; they are never written to. First the model must answer a batch of one and one of two.
-    It is in eval mode meanwhile, by its own eval(). Whether a sample is correct is decided in fp32, on the very images
-    that are returned, after checking that they lie in [0, 1] and in the threat's ball.
+    `x`: uint8, or float in [0, 1]; `y`: any integer type. Both may be on another device than the model: batches are
+    converted and moved one at a time; x and y are never modified. The model is first tried on batches of one and two
+    images, and is put into eval mode by its own eval(). Correctness is decided in fp32, on exactly the images that are
+    returned, after checking that they lie in [0, 1] and in the threat's ball.
 
-    `precision` "bf16" lets those attacks search in it that may (`searches_in_half`), if the device is measured to be
-    faster so (`has_fast_bf16`); one that raises goes on in fp32. `costs` say what was used. Figures depend on it.
+    `precision` "bf16" lets attacks that support it (`searches_in_half`) search in bf16, if that is measured to be
+    faster on the device (`has_fast_bf16`); an attack that raises continues in fp32. `costs` records which was used.
+    Figures depend on it.
 
-    Every attack runs on all samples that are classified correctly clean, so that each has its own robust accuracy;
-    with `cumulative` only on those that survived the attacks before it, which is cheaper and gives the same worst
-    case. The parts of an ensemble such as autoattack always do.
+    Every attack runs on all samples that are classified correctly without attack, so that each attack has its own
+    robust accuracy; with `cumulative`, only on those that survived the earlier attacks, which is cheaper and gives the
+    same worst case. The parts of an ensemble such as autoattack are always cumulative.
 
-    `criterion` is what a success is, and "correct" whatever is none: give the attacks the same one.
+    `criterion` defines success; a sample is "correct" while it is not met. Give the attacks the same criterion.
 
-    With `eight_bit`, what an attack returns is first rounded to 256 levels, within the ball: as the adversarial images
-    would be if they were stored as PNG. The images must be of 8 bits themselves.
+    `eight_bit` rounds results to 256 levels within the ball, as storing them as PNG would. The images must be 8-bit.
 
-    With `checks`, the setting, at most 128 images and the results are looked at for signs of a mistake (`plausibility`)
-    and of gradient masking (`masking`).
+    `checks` looks for signs of a mistake (`plausibility`) and of gradient masking (`masking`) in the settings, on at
+    most 128 images and in the results.
 
-    An attack's randomness depends only on `seed`, its name and the batch; the caller's generators are left alone, and
-    a model that answers at random is judged under a seed, too. With a folder `state`, a killed evaluation that is
-    repeated goes on after its last batch and ends with the same result; delete the folder when you have stored that.
-    A state belongs to the model, the attacks with their options, and their code. Of models and attacks made of this
-    package's, PyTorch's and torchvision's parts all of it is seen; code of yours (a class, a function, a hook) is not,
-    and needs a `key`: any text, which you change whenever that code or what it reads changes. Weights, and other
-    attributes that can be told, are seen all the same.
+    The random numbers of an attack depend only on `seed`, its name and the batch; the caller's generators are left
+    untouched, and a model with random outputs is judged under a seed, too. With a folder `state`, an interrupted
+    evaluation that is repeated resumes after its last batch and ends with the same result; delete the folder once you
+    have stored that. A state is tied to the model, the attacks with their options, and their code. For models and
+    attacks built from this package, PyTorch and torchvision this is automatic. Your own code (a class, a function, a
+    hook) cannot be tracked and needs a `key`: any text that you change whenever that code, or what it reads, changes.
+    Weights and other readable attributes are tracked in any case.
 
-    TrlError for images, labels or logits that make no sense, for an attack that breaks the rules, by its name, and
-    for a state of what has no key.
+    TrlError for invalid images, labels or logits, for an attack that breaks the rules (it is named), and for a state
+    that needs a key.
     """
     _check_names(attacks)
     classes = check_setup(model, x, y, batch_size)
@@ -165,9 +165,9 @@ def evaluate(
         correct = {"clean": run.clean()}
         if checks and isinstance(criterion, Misclassified):
             signs += check_accuracy(correct["clean"], classes)
-        for sign in signs:  # at once: they may save hours
+        for sign in signs:  # right away: they may save hours
             say(f"warning: {sign.name}: {sign.message}")
-        checks = checks and len(attacks) > 0 and len(x) > 1  # a single image is no sample to look for signs in
+        checks = checks and len(attacks) > 0 and len(x) > 1  # one image is too few to look for signs
         if checks:
             signs += [*check_model(model, x, y), *check_budget(model, x, y, threat)]
         stages: dict[str, dict[str, Tensor]] = {name: {} for name in parts}
@@ -187,7 +187,7 @@ def evaluate(
         signs += check_results(correct, gradient_free=["square", *free], one_step=["fgsm", *single], stages=stages)
     adversarials = run.state.take()
     cpu = torch.device("cpu")
-    # made before the loop: results that stay between batches would fragment memory
+    # allocated before the loop: results kept between batches would fragment memory
     distances = torch.empty(len(x), dtype=torch.float32)
     for rows in batches(len(x), batch_size):
         distances[rows] = threat.distance(adversarials[rows], as_input(x[rows], cpu))
@@ -199,12 +199,12 @@ def _accuracy(correct: Tensor) -> Accuracy:
 
 
 def _all(correct: Mapping[str, Tensor]) -> Tensor:
-    """bool [n]: correct under everything so far."""
+    """bool [n]: correct in all of them."""
     return torch.stack(list(correct.values())).all(0)
 
 
 def _is(attack: Attack, function: Callable[..., Tensor]) -> bool:
-    """Is it `function`, perhaps with options, as `build_attack` gives them?"""
+    """Whether the attack is `function`, perhaps with options bound by `build_attack`."""
     return getattr(attack, "func", attack) is function
 
 
@@ -219,11 +219,11 @@ def epsilon_curve(
     seed: int = 0,
     precision: Precision = "fp32",
 ) -> list[CurvePoint]:
-    """Robust accuracy under `make_attack(epsilon)` within `make_threat(epsilon)` (such as `Linf`), by rising epsilon.
+    """Robust accuracy under `make_attack(epsilon)` within `make_threat(epsilon)` (such as `Linf`), in order of epsilon.
 
     Epsilon 0 is clean accuracy. A sample fooled at a smaller epsilon stays fooled at a larger one, since the smaller
-    ball lies inside the larger: only the survivors are attacked again, and the curve never rises.
-    Arguments and errors are otherwise those of `evaluate`.
+    ball lies inside the larger: only survivors are attacked again, and the curve never rises.
+    Other arguments and errors are those of `evaluate`.
     """
     robust = evaluate(model, x, y, {}, make_threat(0.0), batch_size, seed).worst
     points = []
@@ -242,14 +242,14 @@ def epsilon_curve(
 
 
 def _check_names(attacks: Mapping[str, Attack]) -> None:
-    """TrlError unless all results can be told apart by the names of the attacks and their parts."""
+    """TrlError unless the names of the attacks and their parts are valid and unique."""
     for name, attack in attacks.items():
         for text in (name, *(attack.parts if isinstance(attack, Ensemble) else ())):
             if not isinstance(text, str) or not text.strip():
-                raise TrlError(f"an attack is called {text!r}: give it a name, which is a text")
+                raise TrlError(f"an attack is called {text!r}: its name must be a non-empty string")
         if name in RESERVED:
-            raise TrlError(f"an attack is called {name!r}, which the summary uses itself: choose another name")
+            raise TrlError(f"an attack is called {name!r}, a reserved name: choose another one")
     labels = [label for name, attack in attacks.items() for label in parts_of(name, attack)]
     for label in labels:
         if labels.count(label) > 1:
-            raise TrlError(f"{label!r} is an attack and the part of another, or a part of two: choose other names")
+            raise TrlError(f"two attacks or parts are called {label!r}: choose unique names")

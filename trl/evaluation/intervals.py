@@ -1,4 +1,4 @@
-"""An accuracy with the uncertainty that a finite number of test images leaves."""
+"""Accuracy with a confidence interval for a finite number of test images."""
 
 from typing import TypedDict
 
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 class Accuracy(TypedDict):
-    """Share of correct samples in [0, 1], its 95 % interval, and the number of samples."""
+    """Fraction of correct samples in [0, 1], its 95 % interval, and the number of samples."""
 
     accuracy: float
     low: float

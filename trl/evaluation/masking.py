@@ -1,8 +1,8 @@
-"""Signs of gradient masking: that a model looks robust because gradient attacks cannot see, not because it is robust.
+"""Signs of gradient masking: a model that looks robust only because its gradients mislead attacks.
 
 After Athalye et al. 2018 (arXiv 1802.00420, section 3.1), Carlini et al. 2019 (arXiv 1902.06705), Croce et al. 2022
-(arXiv 2202.13711) and Pintor et al. 2022 (arXiv 2106.09947). A sign is a reason to look, no proof; and a model without
-signs may mask its gradients all the same.
+(arXiv 2202.13711) and Pintor et al. 2022 (arXiv 2106.09947). A sign is a reason to investigate, not a proof; a model
+without signs may still mask its gradients.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -22,19 +22,19 @@ from trl.nn.logits import checked_logits
 from trl.nn.modes import frozen
 from trl.threat import Threat
 
-PROBE = 128  # images that a check looks at
-DRAWS = 5  # forward passes that must agree, as many as in AutoAttack's check
+SUBSAMPLE = 128  # images that a check looks at
+DRAWS = 5  # forward passes that must agree, as in AutoAttack's check
 AGREEMENT = 1e-4  # how far two logit vectors of one image may differ, relative to their length
-SATURATED = 80.0  # logits apart: from about 87 on, e^-margin and with it the gradient of cross-entropy is 0 in fp32
-NUDGE = 1e-4  # of every value: well below a step of 8 bits, far above fp32's rounding
-NOTEWORTHY = 0.01  # share of samples below which a difference between attacks is no sign
+SATURATED = 80.0  # margin of logits: from about 87 on, e^-margin, and so the gradient of cross-entropy, is 0 in fp32
+NUDGE = 1e-4  # added to every value: well below one 8-bit level, far above fp32 rounding
+NOTEWORTHY = 0.01  # smaller differences between attacks, as a fraction of the samples, are ignored
 
 
 def check_model(model: nn.Module, x: Tensor, y: Tensor) -> list[Sign]:
-    """What looks wrong on a probe of at most 128 of the images, before any attack: 9 forwards and 3 backwards.
+    """Signs on a subsample of at most 128 images, before any attack: 9 forward and 3 backward passes.
 
-    `x` uint8 or float in [0, 1], `y` integer [n]. Eval mode, fp32; the model and the random generators stay as they
-    were. TrlError for images or logits that make no sense.
+    `x` uint8 or float in [0, 1], `y` integer [n]. Runs in eval mode and fp32; the model and the random generators are
+    restored. TrlError for invalid images or logits.
     """
     with _subsample(model, x, y) as (x, y):
         answers = [checked_logits(model, x) for _ in range(DRAWS)]
@@ -45,28 +45,28 @@ def check_model(model: nn.Module, x: Tensor, y: Tensor) -> list[Sign]:
             seen = checked_logits(model, point).float()
             blind = {name: _blind(loss(seen, y), point) for name, loss in LOSSES.items()}
         half = checked_logits(model, x[: len(x) // 2]).float()
-        # two points on the same side, since the image itself may lie on the edge of a step
+        # two points on the same side of the image, which may itself lie on the edge of a step
         inwards = torch.where(x < 0.5, NUDGE, -NUDGE).to(x.dtype)
         nudged = [checked_logits(model, x + share * inwards) for share in (0.5, 1.0)]
     random = _random(draws)
-    right = seen.argmax(1) == y  # of a random model, in the very draw that has the gradients
+    right = seen.argmax(1) == y  # for a random model, in the same draw as the gradients
     signs = [
         random,
-        # of a random model these two would only say the same again
+        # for a random model these two would only repeat the first sign
         None if random else _dynamic(logits, seen.detach()),
         None if random else _batch(logits[: len(half)], half),
         _probabilities(logits),
         _saturated(seen.detach(), y, right),
         _zero_gradient({name: flags[right] for name, flags in blind.items()}),
-        _flat(*nudged) if precise else None,  # logits in half precision are too coarse to tell
+        _flat(*nudged) if precise else None,  # half-precision logits are too coarse
     ]
     return [sign for sign in signs if sign]
 
 
 def check_budget(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, steps: int = 20) -> list[Sign]:
-    """Does PGD gain from more steps and from a larger epsilon? On a probe of at most 128 of the images, as above.
+    """Signs that PGD does not gain from more steps or a larger epsilon, on the same subsample as `check_model`.
 
-    Costs `steps`·9/4 gradients: a quarter of the steps, then all, at the threat's epsilon, and all without a bound.
+    Costs `steps`·9/4 gradients: runs a quarter of the steps, all steps, and all steps with an unlimited epsilon.
     """
     with _subsample(model, x, y) as (x, y):
         right = checked_logits(model, x).argmax(1) == y
@@ -91,11 +91,11 @@ def check_results(
     one_step: Collection[str] = ("fgsm",),
     stages: Mapping[str, Mapping[str, Tensor]] | None = None,
 ) -> list[Sign]:
-    """What looks wrong in an evaluation's results: `correct` and `stages` as in `Evaluation`, bool [n] each.
+    """Signs in the results of an evaluation: `correct` and `stages` as in `Evaluation`, bool [n] each.
 
-    `gradient_free` and `one_step` name the attacks, or parts of an ensemble, that use no gradient of the model
-    (Square, a transfer), and those that take a single step. In a cumulative evaluation they must come last to be
-    compared, since attacks after them do not see the samples that they fooled.
+    `gradient_free` names the attacks, or parts of an ensemble, that use no gradient of the model (Square, transfer);
+    `one_step` those that take a single step. In a cumulative evaluation these must come last to be compared, since
+    later attacks do not see the samples that they fooled.
     """
     clean, stages = correct["clean"], stages or {}
     fooled = {name: clean & ~flags for name, flags in correct.items() if name != "clean" and name not in stages}
@@ -115,42 +115,42 @@ def check_results(
     return [sign for sign in signs if sign]
 
 
-# --- the signs; each is None where there is nothing to see
+# --- the signs; None if there is nothing to report
 
 
 def _random(draws: Tensor) -> Sign | None:
-    """Logits [draws,n,k] of the same images."""
+    """`draws`: logits [draws,n,k] of the same images."""
     moved = torch.stack([_differ(draws[0], draw) for draw in draws[1:]]).any(0)
     if not moved.any():
         return None
     return Sign(
         "random",
-        f"the model answers at random: {_share(moved)} got other logits when asked again. "
-        "One draw's gradient misleads an attack; attack EoT(model, 20), or use autoattack's version rand.",
+        f"the model's outputs are random: {_share(moved)} got different logits in repeated forward passes. "
+        "The gradient of a single pass misleads an attack; attack EoT(model, 20), or use autoattack's version rand.",
     )
 
 
 def _dynamic(logits: Tensor, with_gradients: Tensor) -> Sign | None:
-    """Logits [n,k] with gradients off and on."""
+    """Compare logits [n,k] with gradients off and on."""
     moved = _differ(logits, with_gradients)
     if not moved.any():
         return None
     return Sign(
         "dynamic",
-        f"the model answers differently when gradients are on: {_share(moved)} got other logits. "
-        "Attacks then see another model than the one judged; look for no_grad, detach or is_grad_enabled in forward.",
+        f"the model behaves differently when gradients are enabled: {_share(moved)} got different logits. "
+        "Attacks then see a different model; look for no_grad, detach or is_grad_enabled in forward.",
     )
 
 
 def _batch(whole: Tensor, half: Tensor) -> Sign | None:
-    """Logits [n,k] of the same images in a batch of 2n and one of n."""
+    """Compare logits [n,k] of the same images in a batch of 2n and in one of n."""
     moved = _differ(whole, half)
     if not moved.any():
         return None
     return Sign(
         "batch",
-        f"the answer to an image depends on the others in its batch: {_share(moved)} got other logits in a smaller "
-        "one. No accuracy is then one image's own; look for batch statistics in use or for test-time adaptation.",
+        f"the logits of an image depend on the rest of its batch: {_share(moved)} got different logits in a smaller "
+        "batch. Accuracy is then not a property of single images; look for batch statistics or test-time adaptation.",
     )
 
 
@@ -160,8 +160,8 @@ def _probabilities(logits: Tensor) -> Sign | None:
         return None
     return Sign(
         "probabilities",
-        "the model's outputs all lie in [0, 1] and sum to 1: they are probabilities. Attacks take a softmax of them "
-        "again, which flattens their gradient; return logits, without softmax.",
+        "the model's outputs all lie in [0, 1] and sum to 1: they are probabilities. Attacks apply a second softmax, "
+        "which flattens the gradient; return logits, without softmax.",
     )
 
 
@@ -174,50 +174,50 @@ def _saturated(logits: Tensor, y: Tensor, right: Tensor) -> Sign | None:
         "saturated",
         f"the logits are so large that softmax saturates: for {_share(saturated)} the true class leads by more than "
         f"{SATURATED:.0f} (up to {float(margin.max()):.3g}). The gradient of cross-entropy underflows there; attack "
-        "with losses that know no scale (dlr, cw), or divide the logits.",
+        "with a loss that does not saturate (dlr, cw), or scale the logits down.",
     )
 
 
 def _zero_gradient(blind: Mapping[str, Tensor]) -> Sign | None:
-    """Per loss, for which correctly classified images its gradient is of no use: bool [n] each."""
+    """`blind`: per loss, the correctly classified images without a usable gradient, bool [n]."""
     found = {loss: flags for loss, flags in blind.items() if flags.any()}
     if not found:
         return None
-    shares = ", ".join(f"of {loss} for {_share(flags)}" for loss, flags in found.items())
+    shares = ", ".join(f"{loss} for {_share(flags)}" for loss, flags in found.items())
     rest = [loss for loss in blind if loss not in found]
     advice = (
         f"attack with the loss {rest[0]} as well"
         if rest
-        else "attack with Square or by transfer, and replace what has no gradient by something smooth (BPDA)"
+        else "attack with Square or by transfer, and replace non-differentiable parts by smooth ones (BPDA)"
     )
     return Sign(
         "zero gradient",
-        f"the gradient at the image is exactly zero or not finite: {shares}. "
-        f"An attack that follows it stands still, which is not robustness; {advice}.",
+        f"the gradient of the loss is exactly zero or not finite: {shares}. "
+        f"An attack that follows it does not move, which is not robustness; {advice}.",
     )
 
 
 def _flat(near: Tensor, far: Tensor) -> Sign | None:
-    """Logits [n,k] of two points that differ by half of `NUDGE` in every value."""
+    """Compare logits [n,k] at two points that differ by half of `NUDGE` in every value."""
     flat = (near == far).all(1)
     if flat.float().mean() <= 0.5:
         return None
     return Sign(
         "flat",
-        f"the model is piecewise constant: {_share(flat)} kept exactly their logits when every value changed "
-        f"by {NUDGE / 2:g}. It quantises its input, or hides it otherwise, and its true gradient is zero; attack with "
-        "Square or by transfer, or pass gradients through the quantisation (BPDA).",
+        f"the model is piecewise constant: {_share(flat)} kept exactly the same logits when every value changed "
+        f"by {NUDGE / 2:g}. It probably quantises its input, so its true gradient is zero; attack with Square or by "
+        "transfer, or pass gradients through the quantisation (BPDA).",
     )
 
 
 def _steps(fewer: int, more: int, n: int, steps: int) -> Sign | None:
-    """Of `n` images, how many survive PGD with a quarter of the steps, and how many with all."""
+    """`fewer` of `n` images survive PGD with a quarter of the steps, `more` with all of them."""
     if more - fewer <= max(1.0, 0.03 * n):
         return None
     return Sign(
         "steps",
-        f"more steps of PGD fool less: {fewer / n:.1%} of the probe survive {max(1, steps // 4)} steps, but "
-        f"{more / n:.1%} survive {steps}. Its gradient does not point uphill for long; use more restarts, another "
+        f"more steps make PGD weaker: {fewer / n:.1%} of the subsample survive {max(1, steps // 4)} steps, but "
+        f"{more / n:.1%} survive {steps}. The gradient misleads PGD after a few steps; use more restarts, another "
         "loss, and Square.",
     )
 
@@ -227,14 +227,14 @@ def _unbounded(left: int, n: int, threat: Threat) -> Sign | None:
         return None
     return Sign(
         "unbounded",
-        f"PGD without a bound ({threat.name} {threat.epsilon:.3g}) leaves {left / n:.1%} of the probe correct, though "
-        "it may turn any image into any other. It fails for want of a usable gradient: attack with another loss, with "
-        "Square or by transfer before you trust the robust accuracy.",
+        f"unbounded PGD ({threat.name} {threat.epsilon:.3g}) leaves {left / n:.1%} of the subsample correct, though it "
+        "may turn any image into any other. It has no usable gradient: attack with another loss, with Square or by "
+        "transfer before you trust the robust accuracy.",
     )
 
 
 def _black_box(free: Mapping[str, Tensor], gradient: Mapping[str, Tensor], n: int) -> Sign | None:
-    """Which samples were fooled without and with gradients, of `n` that could be."""
+    """Compare the samples fooled without and with gradients, out of `n` attacked."""
     if not free:
         return None
     by_free, by_gradient = (torch.stack(list(flags.values())).any(0) for flags in (free, gradient))
@@ -243,10 +243,10 @@ def _black_box(free: Mapping[str, Tensor], gradient: Mapping[str, Tensor], n: in
         return None
     return Sign(
         "black box",
-        f"{', '.join(free)} fooled {only} samples ({only / n:.1%}) that no attack with gradients did "
-        f"({int(by_gradient.sum()) / n:.1%} fooled by those), though these know more: the gradient is of little use, "
-        "or they are too weak. Add other losses, targets and restarts, run the black-box attacks for longer, or adapt "
-        "an attack to the model.",
+        f"{', '.join(free)} fooled {only} images ({only / n:.1%}) that no gradient attack fooled (those fooled "
+        f"{int(by_gradient.sum()) / n:.1%}), though gradient attacks know more: the gradient is misleading, or they "
+        "are too weak. Add other losses, targets and restarts, run the black-box attacks for longer, or adapt an "
+        "attack to the model.",
     )
 
 
@@ -256,7 +256,7 @@ def _one_step(name: str, fooled: Tensor, iterative: Mapping[str, Tensor], n: int
         return None
     return Sign(
         "one step",
-        f"{name}, a single step, fooled {single / n:.1%}, and the best attack of many steps {best / n:.1%}. The "
+        f"{name}, a single step, fooled {single / n:.1%}, but the best iterative attack only {best / n:.1%}. The "
         "gradient misleads after the first step, as after catastrophic overfitting; use smaller steps, restarts "
         "and Square.",
     )
@@ -265,31 +265,31 @@ def _one_step(name: str, fooled: Tensor, iterative: Mapping[str, Tensor], n: int
 # --- helpers
 
 
-def probe_rows(x: Tensor) -> Tensor:
-    """Of at most 128 images spread evenly over x [n,…]: their rows, int64, beside x."""
-    return torch.linspace(0, len(x) - 1, min(PROBE, len(x))).long().to(x.device)
+def subsample_rows(x: Tensor) -> Tensor:
+    """Rows of at most 128 images spread evenly over x [n,…]: int64, on the device of x."""
+    return torch.linspace(0, len(x) - 1, min(SUBSAMPLE, len(x))).long().to(x.device)
 
 
 @contextmanager
 def _subsample(model: nn.Module, x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images and labels spread evenly over the data set, on the model's device; inside, all is as for an attack."""
+    """The subsample of images and labels on the model's device; inside, the model is set up as for an attack."""
     check_images_and_labels(x, y)
     if len(x) < 2:
-        raise TrlError("a single image is no sample to look for signs in: give at least two")
+        raise TrlError("one image is too few to look for signs of gradient masking: give at least two")
     device = device_of(model)
-    rows = probe_rows(x)
+    rows = subsample_rows(x)
     with frozen(model), full_precision(device), kept_generators(device):
         yield as_input(x[rows], device), y[rows.to(y.device)].to(device, torch.int64)
 
 
 def _differ(a: Tensor, b: Tensor) -> Tensor:
-    """bool [n]: do the logits of an image differ by more than rounding?"""
+    """Whether the logits of an image differ by more than rounding: bool [n]."""
     near = (a - b).norm(dim=1) <= AGREEMENT * a.norm(dim=1)
-    return ~(near | (a == b).all(1))  # infinite logits differ from themselves by NaN
+    return ~(near | (a == b).all(1))  # inf - inf is NaN
 
 
 def _blind(values: Tensor, x: Tensor) -> Tensor:
-    """bool [n]: is the gradient of the loss [n] at x exactly zero, or not finite?"""
+    """Whether the gradient of the loss `values` [n] at x is exactly zero or not finite: bool [n]."""
     if not values.requires_grad:
         return torch.ones(len(x), dtype=torch.bool, device=x.device)
     (gradient,) = torch.autograd.grad(values.sum(), x, retain_graph=True, materialize_grads=True)

@@ -1,4 +1,4 @@
-"""Signs that an evaluation is not the one that was meant: its units, its images, its labels or the model's mode."""
+"""Signs of a mistake in the settings: units, images, labels, or the model's mode."""
 
 import math
 from collections.abc import Mapping
@@ -12,37 +12,37 @@ from trl.attacks.base import Attack
 from trl.attacks.ensemble import parts_of
 from trl.attacks.mim import mim
 from trl.attacks.pgd import bim, cw, pgd
-from trl.evaluation.masking import probe_rows
+from trl.evaluation.masking import subsample_rows
 from trl.evaluation.signs import Sign
 from trl.nn.modes import kept_in_training
 from trl.threat import Threat
 
-STEPPING = (pgd, bim, cw, mim)  # whose step_size is a length in the threat's norm
-FEW = 20  # images, on which chance has too wide a range to tell
-DARK = 1.5 / 255  # images whose largest value is below it were divided by 255 twice, or are 0 and 1 as uint8
+STEPPING = (pgd, bim, cw, mim)  # attacks whose step_size is a length in the threat's norm
+FEW = 20  # with fewer images, chance accuracy varies too much
+DARK = 1.5 / 255  # largest value of images that were divided by 255 twice, or that are 0 and 1 as uint8
 
 
 def check_setting(model: nn.Module, x: Tensor, attacks: Mapping[str, Attack], threat: Threat) -> list[Sign]:
-    """What looks wrong before anything is run: modes, epsilon, step sizes, and the pixels of at most 128 images.
+    """Signs before anything runs: in the modes, epsilon, step sizes, and the pixels of at most 128 images.
 
-    `x` uint8 or float in [0, 1], [n,…]. The model is in the modes that its owner left it in.
+    `x` uint8 or float in [0, 1], [n,…]. The model must still be in the modes in which it was given.
     """
     signs = [_modes(kept_in_training(model)), _epsilon(threat, x), _steps(attacks), _dark(x)]
     return [sign for sign in signs if sign]
 
 
 def check_accuracy(correct: Tensor, classes: int) -> list[Sign]:
-    """Whether clean accuracy, of `correct` bool [n], is what guessing may give; of few images it is not asked."""
+    """A sign if the clean accuracy of `correct`, bool [n], is no better than chance; none for fewer than 20 images."""
     n, accuracy, chance = len(correct), float(correct.double().mean()), 1 / classes
     if n < FEW or accuracy > chance + 2 * math.sqrt(chance * (1 - chance) / n):  # two standard deviations above it
         return []
     return [
         Sign(
             "chance",
-            f"the model classifies {accuracy:.1%} of {n} images correctly, no more than guessing among {classes} "
-            f"classes may ({chance:.1%} on average), so that its robust accuracy means nothing. Look whether its "
-            "weights were loaded, whether labels are numbered as in training, and whether it expects images that are "
-            "normalised outside: it is given values in [0, 1].",
+            f"the model classifies {accuracy:.1%} of {n} images correctly, no better than guessing among {classes} "
+            f"classes ({chance:.1%} on average), so its robust accuracy means nothing. Check that its weights were "
+            "loaded, that labels are numbered as in training, and that it takes images in [0, 1] and normalises them "
+            "itself.",
         )
     ]
 
@@ -53,9 +53,9 @@ def _modes(kept: list[str]) -> Sign | None:
     names = ", ".join(kept[:3]) + (f" and {len(kept) - 3} more" if len(kept) > 3 else "")
     return Sign(
         "modes",
-        f"modules were in training mode inside a model in eval mode: {names}. All of it is evaluated in eval mode, so "
-        "that the figures are not those of the model as it was given; if that was on purpose, write it into forward, "
-        "such as F.dropout(x, p, training=True).",
+        f"modules were in training mode inside a model in eval mode: {names}. They are evaluated in eval mode, so the "
+        "figures do not describe the model as given; if training mode is intended, put it into forward, for example "
+        "F.dropout(x, p, training=True).",
     )
 
 
@@ -66,8 +66,8 @@ def _epsilon(threat: Threat, x: Tensor) -> Sign | None:
         return None
     return Sign(
         "epsilon",
-        f"{threat.name} epsilon {threat.epsilon:g} lets an attack turn any image into any other, since values lie in "
-        f"[0, 1]: robust accuracy then means nothing. Give it in these units, such as {threat.epsilon:g}/255.",
+        f"{threat.name} epsilon {threat.epsilon:g} allows an attack to turn any image into any other, so robust "
+        f"accuracy means nothing. Give epsilon for images in [0, 1], such as {threat.epsilon:g}/255.",
     )
 
 
@@ -82,19 +82,18 @@ def _steps(attacks: Mapping[str, Attack]) -> Sign | None:
         return None
     return Sign(
         "step size",
-        f"{', '.join(found)}: a step of more than twice epsilon crosses the whole ball, so that the attack only ever "
-        "sees its edge, and is weak. Give step_size in units of images in [0, 1], at most 2·epsilon; 2.5·epsilon/steps "
-        "is usual.",
+        f"{', '.join(found)}: a step larger than 2·epsilon crosses the whole ball, so the attack only visits its "
+        "boundary and is weak. Give step_size for images in [0, 1], at most 2·epsilon; 2.5·epsilon/steps is usual.",
     )
 
 
 def _dark(x: Tensor) -> Sign | None:
-    highest = float(x.detach()[probe_rows(x)].max()) / (1 if x.is_floating_point() else 255)
+    highest = float(x.detach()[subsample_rows(x)].max()) / (1 if x.is_floating_point() else 255)
     if highest > DARK:
         return None
     return Sign(
         "dark",
-        f"no value of an image is above {highest:.4g}, where 1 is white: they look as if they had been divided by 255 "
-        "twice, or are 0 and 1 stored as uint8, and any epsilon is large beside them. Give uint8 from 0 to 255, or "
-        "floats from 0 to 1.",
+        f"no value of an image is above {highest:.4g} (1 is white): the images were probably divided by 255 twice, or "
+        "store 0 and 1 as uint8, so any epsilon is too large for them. Give uint8 from 0 to 255, or floats from 0 "
+        "to 1.",
     )

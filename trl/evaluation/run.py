@@ -1,4 +1,4 @@
-"""An evaluation under way: units of work in a fixed order, each judged, counted and kept."""
+"""Run an evaluation batch by batch, in a fixed order: attack, judge and record."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,9 +39,9 @@ def survivors(
     name: str = "attack",
     precision: Precision = "fp32",
 ) -> tuple[Tensor, Tensor]:
-    """bool [n] each, on the CPU: classified correctly clean, and under `attack`, too.
+    """bool [n] each, on the CPU: classified correctly clean, and also under `attack`.
 
-    `evaluate` for one attack, without its checks for signs. `name` is the attack's, which its seed depends on.
+    `evaluate` for one attack, without its checks for signs. The attack's seed depends on `name`.
     """
     check_setup(model, x, y, batch_size)
     half, parts = may_use_half(model, precision), parts_of(name, attack)
@@ -65,9 +65,9 @@ def attack_all(
     state: str | Path | None = None,
     key: str | None = None,
 ) -> Tensor:
-    """What `attack` makes of every image, those that are misclassified without it included: float32 like x, on the CPU.
+    """The result of `attack` for every image, even those misclassified without it: float32 like x, on the CPU.
 
-    For the scores of a detector, which has to tell all attacked images from natural ones. Arguments, checks, seeds and
+    For evaluating a detector, which has to tell all attacked images from natural ones. Arguments, checks, seeds and
     errors are those of `evaluate`.
     """
     check_setup(model, x, y, batch_size)
@@ -89,14 +89,14 @@ def check_setup(model: nn.Module, x: Tensor, y: Tensor, batch_size: int) -> int:
 
 
 def may_use_half(model: nn.Module, precision: Precision) -> bool:
-    """Whether attacks search in bf16: where it is asked for, and faster on the model's device. TrlError: unknown."""
+    """Whether attacks search in bf16: if requested, and faster on the model's device. TrlError: unknown precision."""
     if precision not in ("fp32", "bf16"):
         raise TrlError(f"precision is {precision!r}: give fp32 or bf16")
     return precision == "bf16" and has_fast_bf16(device_of(model))
 
 
 def open_state(state: str | Path | None, key: str | None, model: nn.Module, x: Tensor, *settings: Any) -> State:
-    """The state in the folder `state` of what runs under these `settings`, or one in memory; see `fingerprint`."""
+    """The state of an evaluation with these `settings`, in the folder `state` or in memory; see `fingerprint`."""
     if state is None:
         return State(None, x.shape)
     return State(Path(state) / fingerprint(model, x, *settings, device_of(model).type, key=key), x.shape)
@@ -104,7 +104,7 @@ def open_state(state: str | Path | None, key: str | None, model: nn.Module, x: T
 
 @dataclass
 class Run:
-    """One evaluation under way: units of work (a batch under one attack) in a fixed order, skipped if done before."""
+    """One running evaluation: units of work (one batch under one attack) in a fixed order, skipped if already done."""
 
     model: nn.Module
     x: Tensor
@@ -121,7 +121,7 @@ class Run:
     figures: dict[str, Any] = field(default_factory=dict)
 
     def clean(self) -> Tensor:
-        """bool [n]: classified correctly as they are. They are their own adversarials, for now."""
+        """bool [n]: classified correctly without attack. The images themselves are stored for now."""
         correct = self.state.flags.setdefault("clean", torch.zeros(len(self.x), dtype=torch.bool))
         for rows in batches(len(self.x), self.batch_size):
             with self._once(rows.stop - rows.start) as due:
@@ -135,9 +135,9 @@ class Run:
         return correct
 
     def part(self, name: str, attack: Attack, left: Tensor, unfooled: Tensor) -> Tensor:
-        """bool [n]: those of the samples `left` that survive `attack`, too.
+        """bool [n]: those of the samples `left` that also survive `attack`.
 
-        Its results become the adversarials of the samples that are `unfooled` by the attacks before.
+        Its results are stored for the samples `unfooled` by earlier attacks.
         """
         survive = self.state.flags.setdefault(name, left.clone())
         cost = self.state.costs.setdefault(name, Cost())
@@ -164,27 +164,27 @@ class Run:
         return survive
 
     def recheck(self, worst: Tensor, *, random: bool) -> list[Sign]:
-        """Do the stored images, judged once more in batches of the data's order, give `worst`, bool [n]?
+        """Judge the stored images again, in batches in the order of the data; a sign if that does not give `worst`.
 
-        Of a model that was seen to answer at `random` they are no worst case, which is said in any case.
+        For a model with `random` outputs they are not the worst case, which is reported in any case.
         """
         again = torch.zeros_like(worst)
         for rows in batches(len(self.x), self.batch_size):
             x_adv = self.state.adversarials[rows].to(device_of(self.model))
             again[rows] = self._judge(x_adv, self._batch(rows)[1], "the stored images").cpu()
         changed = int((again != worst).sum())
-        seen = f"judged again in other batches, {changed} of {len(worst)} stored images got another verdict"
+        seen = f"judged again in other batches, {changed} of {len(worst)} stored images got a different verdict"
         if random:
-            why = "the model answers at random, so that they and the figures are one draw's, and no worst case."
+            why = "the model's outputs are random, so images and figures reflect one draw, not the worst case."
         elif changed:
-            why = "the model answers at random, or by the batch, or they lie within rounding of its decision boundary."
+            why = "its outputs are random or depend on the batch, or the images lie within rounding of the boundary."
         else:
             return []
         return [Sign("unsteady", f"{seen}: {why}")]
 
     @contextmanager
     def _once(self, images: int) -> Iterator[bool]:
-        """A unit of work: is it still to be done? Afterwards it is, durably."""
+        """One unit of work: yields whether it is still to be done, then records it as done."""
         due = self.unit >= self.state.done
         yield due
         self.unit += 1
@@ -203,13 +203,13 @@ class Run:
             return _withstands(self.model, x, y, what, self.criterion)
 
     def _attack(self, name: str, attack: Attack, x: Tensor, y: Tensor, seed: int, cost: Cost) -> Tensor:
-        """The attack's result as float32 beside x, checked; its randomness comes from `seed` alone."""
+        """The attack's checked result, float32 on the device of x; its random numbers depend on `seed` alone."""
 
         def search(precision: Precision) -> Tensor:
             half = torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16")
             with _seeded(x.device, seed), torch.enable_grad(), half:
-                result = attack(self.model, x.clone(), y.clone())  # copies: an attack may work in place
-            to_eval(self.model)  # an attack of others may leave it in training mode
+                result = attack(self.model, x.clone(), y.clone())  # copies: an attack may modify its input
+            to_eval(self.model)  # a third-party attack may leave it in training mode
             checked = _checked(name, result, x, self.threat)
             cost.searched_in(precision)
             return to_eight_bit(checked, x, self.threat) if self.eight_bit else checked
@@ -217,52 +217,54 @@ class Run:
         if self.half and may_search_in_half(attack) and "fp32" not in cost.precision:
             try:
                 return search("bf16")
-            except Exception as error:  # whatever a model raises that knows no half precision
-                say(f"attack {name!r} cannot search in bf16 ({in_one_line(error)}): it goes on in fp32")
+            except Exception as error:  # whatever a model without support for half precision raises
+                say(f"attack {name!r} cannot search in bf16 ({in_one_line(error)}): continuing in fp32")
         return search("fp32")
 
 
 @contextmanager
 def _seeded(device: torch.device, seed: int) -> Iterator[None]:
-    """Random numbers that depend on `seed` alone; the caller's generators are as before afterwards."""
+    """Inside, random numbers depend on `seed` alone; the caller's generators are restored afterwards."""
     with kept_generators(device):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed a GPU not in use, for good
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reseed unused GPUs, permanently
         if device.type == "cuda":
             torch.cuda.manual_seed_all(seed)
         yield
 
 
 def _withstands(model: nn.Module, x: Tensor, y: Tensor, what: str, criterion: Criterion) -> Tensor:
-    """bool [n]: by the model's decision on x in eval mode and fp32, the criterion is not met."""
+    """bool [n]: the criterion is not met by the model's outputs for x, in eval mode and fp32."""
     with torch.no_grad(), full_precision(x.device):
         outputs = checked_logits(criterion.view(model), x, what)
     low, high, classes = int(y.min()), int(y.max()), outputs.shape[1] - len(criterion.detectors)
     if low < 0 or high >= classes:
-        raise TrlError(f"labels reach from {low} to {high}, but the model has {classes} classes: 0 to {classes - 1}")
+        raise TrlError(
+            f"labels range from {low} to {high}, but the model has {classes} classes: give labels 0 to {classes - 1}"
+        )
     return ~criterion.met(outputs, y)
 
 
 def _checked(name: str, result: object, x: Tensor, threat: Threat) -> Tensor:
-    """What an attack returned for images x, as float32 beside them; TrlError if it breaks the rules."""
+    """The result of an attack on x as float32 on the device of x; TrlError if it breaks the rules."""
     if not isinstance(result, Tensor) or result.shape != x.shape or not result.is_floating_point():
         given = f"{tuple(result.shape)} {result.dtype}" if isinstance(result, Tensor) else type(result).__name__
-        raise TrlError(f"attack {name!r} returned {given}: it must return floating images {tuple(x.shape)}")
+        raise TrlError(f"attack {name!r} returned {given}: it must return floating-point images {tuple(x.shape)}")
     x_adv = result.detach().to(x.device, torch.float32)
     if x_adv.isnan().any():
         raise TrlError(f"attack {name!r} returned NaN: check its step size and the model's gradient")
     low, high = x_adv.aminmax()
     outside = float(torch.maximum(-low, high - 1))
     if outside > TOLERANCE:
-        raise TrlError(f"attack {name!r} leaves [0, 1] by {outside:.4g}: let it clip its result")
+        raise TrlError(f"attack {name!r} leaves [0, 1] by {outside:.4g}: clip its result")
     x_adv = x_adv.clamp(0, 1)
     excess = float(threat.excess(x_adv, x).max())
     if excess > 0:
         half_level = threat.distance(torch.full_like(x[:1], 0.5 / LEVELS), torch.zeros_like(x[:1])) + TOLERANCE
-        mend = "give it the epsilon of the evaluation"
+        fix = "give it the epsilon of the evaluation"
         if excess <= half_level and is_eight_bit(x_adv):
-            mend = (
-                "its images are of 8 bits, whose rounding alone moves a value by up to 1/510; round towards the "
-                "natural image when they are stored, or evaluate at an epsilon that is larger by as much"
+            fix = (
+                "its images are 8-bit, and rounding alone moves a value by up to 1/510; round towards the natural "
+                "image when storing them, or evaluate at an epsilon that is larger by that much"
             )
-        raise TrlError(f"attack {name!r} leaves the {threat.name} ball of {threat.epsilon:.4g} by {excess:.4g}: {mend}")
+        raise TrlError(f"attack {name!r} leaves the {threat.name} ball of {threat.epsilon:.4g} by {excess:.4g}: {fix}")
     return x_adv

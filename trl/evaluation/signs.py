@@ -1,10 +1,10 @@
-"""A sign that a figure may not mean what it seems to."""
+"""A sign that a figure may be misleading."""
 
 from typing import NamedTuple
 
 
 class Sign(NamedTuple):
-    """Of a mistake, or of gradient masking: its `name`, and what was seen, why it matters and what to do."""
+    """A sign of a mistake or of gradient masking; `message`: what was seen, why it matters and what to do."""
 
     name: str
     message: str

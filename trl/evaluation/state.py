@@ -1,4 +1,4 @@
-"""An evaluation's books, in memory or on disk, where a killed evaluation finds them again."""
+"""The progress of an evaluation, in memory or on disk, so that an interrupted evaluation can resume."""
 
 import hashlib
 import json
@@ -29,16 +29,16 @@ from trl.common.progress import say
 from trl.evaluation.cost import Cost
 
 BOOKS, IMAGES = "books.safetensors", "adversarials.npy"
-KNOWN = ("trl", "torch", "torchvision")  # packages whose code or version is in a state's key
+KNOWN = ("trl", "torch", "torchvision")  # packages whose code or version is part of the fingerprint
 PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device)
 
 
 class State:
-    """Which units of work are `done`, what each sample's results are so far (`flags`), and the costs.
+    """How many units of work are `done`, the results so far (`flags`, `adversarials`), and the costs.
 
-    `flags`: bool [n] by name. `adversarials`: float32 like the images. With a `folder`, `save` makes all of it durable
-    and the next State of the same folder starts from there. A unit that was under way is repeated, with the same
-    result, so that images written after the last `save` do no harm.
+    `flags`: bool [n] by name. `adversarials`: float32 like the images. With a `folder`, `save` writes everything to
+    disk, and the next State of the same folder starts from there. A unit that was interrupted is repeated with the same
+    result, so images written after the last `save` do no harm.
     """
 
     def __init__(self, folder: Path | None, shape: torch.Size) -> None:
@@ -52,24 +52,30 @@ class State:
         try:
             if not kept:
                 folder.mkdir(parents=True, exist_ok=True)
-                np.save(folder / IMAGES, np.zeros(shape, np.float32))  # all of it now: a full disk shows here
+                np.save(
+                    folder / IMAGES, np.zeros(shape, np.float32)
+                )  # full size at once, so that a full disk fails here
             images = np.lib.format.open_memmap(folder / IMAGES, mode="r+")
         except OSError as error:
-            raise TrlError(f"{folder}: cannot hold the evaluation's state ({error.strerror}); make room") from None
+            raise TrlError(
+                f"{folder}: cannot store the evaluation's state ({error.strerror}); free space or choose another folder"
+            ) from None
         self.adversarials = torch.from_numpy(images)
 
     def save(self) -> None:
-        """Make everything so far durable; TrlError if the disk is full or the folder cannot be written."""
+        """Write everything to disk, if there is a folder; TrlError if it cannot be written."""
         if self.folder is not None:
             meta = {"done": self.done, "costs": {name: asdict(cost) for name, cost in self.costs.items()}}
-            flags = {f"correct.{name}": flags for name, flags in self.flags.items()}  # safetensors reserves a name
+            flags = {
+                f"correct.{name}": flags for name, flags in self.flags.items()
+            }  # safetensors reserves the name __metadata__
             write_atomic(self.folder / BOOKS, save(flags, {"meta": json.dumps(meta)}))
 
     def take(self) -> Tensor:
-        """The images, which are the caller's from now on: a change in them does not reach the folder."""
+        """Hand the images over to the caller: changing them does not change the folder."""
         if self.folder is None:
             return self.adversarials
-        self.adversarials = torch.empty(0)  # first, so that they are in memory once
+        self.adversarials = torch.empty(0)  # first, so that memory holds them only once
         return read_npy(self.folder / IMAGES)
 
     def _load(self) -> bool:
@@ -84,7 +90,7 @@ class State:
                 self.flags = {name.removeprefix("correct."): file.get_tensor(name) for name in names}
             np.lib.format.open_memmap(self.folder / IMAGES, mode="r")
         except (OSError, SafetensorError, ValueError, KeyError) as error:
-            say(f"{self.folder}: the state of an interrupted evaluation is damaged ({error}); starting anew")
+            say(f"{self.folder}: the state of an interrupted evaluation is damaged ({error}); starting over")
             self.flags = {}
             return False
         self.done, self.costs = meta["done"], {name: Cost(**cost) for name, cost in meta["costs"].items()}
@@ -94,9 +100,9 @@ class State:
 def fingerprint(
     model: nn.Module, x: Tensor, y: Tensor, attacks: Mapping[str, Any], *settings: Any, key: str | None = None
 ) -> str:
-    """A hash of all that an evaluation's result depends on, code included: a state is only used by the same evaluation.
+    """A hash of everything an evaluation depends on, including code, so that only the same evaluation uses a state.
 
-    TrlError for a model, an attack or a setting (such as the criterion) whose code is not known and that has no `key`.
+    TrlError for a model, attack or setting (such as the criterion) whose code cannot be tracked if there is no `key`.
     """
     given = {"the model": model, **{f"attack {name!r}": attack for name, attack in attacks.items()}}
     description, found = Description(key), []
@@ -105,8 +111,8 @@ def fingerprint(
             found.append(f"{what}: {description.text(value)}")
         except Unknown as unknown:
             raise TrlError(
-                f"{what} has no key to find its state by, since {unknown} is code of yours or cannot be told; "
-                "give key=…, a text that you change whenever the code of your model or attacks does, or no state"
+                f"{what} needs a key to be resumed, since {unknown} is your own code or cannot be tracked; "
+                "give key=…, a text that you change whenever the code of your model or attacks changes, or no state"
             ) from None
     code = source_digest("trl.evaluation.evaluate", *(m for m in description.modules if m.startswith("trl.")))
     text = repr((found, key, digest({"x": x, "y": y}), code, versions()))
@@ -114,25 +120,25 @@ def fingerprint(
 
 
 class Unknown(Exception):
-    """What is not of a known package: nothing tells whether it is as it was."""
+    """Code outside the known packages: changes in it cannot be noticed."""
 
 
 @dataclass
 class Description:
-    """Models, attacks and their options as text: the same in every process, and another wherever the result may be.
+    """Models, attacks and their options as text: the same in every process, different if results may differ.
 
-    Functions and classes of this package, PyTorch and torchvision stand for their code, and `modules` collects where
-    they are; objects of them are told by all their attributes: a module's hooks, buffers and weights, too. For anything
-    else a `key` must answer, though what can be told of its attributes is told as well. Not seen are hooks on all
-    modules, and methods but `forward` of PyTorch's own classes that were replaced.
+    Functions and classes of this package, PyTorch and torchvision are given by name, and `modules` collects the modules
+    that define them; their instances by all attributes, for a module including hooks, buffers and weights. Anything
+    else requires a `key`, though its readable attributes are included as well. Not covered: global module hooks, and
+    replaced methods other than `forward` of PyTorch's own classes.
     """
 
     key: str | None = None
     modules: set[str] = field(default_factory=set)
-    around: set[int] = field(default_factory=set)  # ids of the objects around the one at hand
+    around: set[int] = field(default_factory=set)  # ids of the enclosing objects, to stop at cycles
 
     def text(self, value: Any) -> str:
-        """Of a model, an attack, or an option of one. Unknown: what it contains that has no key."""
+        """Describe a model, an attack or an option; Unknown for code that requires a key."""
         kind = type(value)
         if kind in PLAIN or isinstance(value, np.generic | Fraction | PurePath):
             return repr(value)
@@ -159,18 +165,18 @@ class Description:
         return self._object(value)
 
     def _object(self, value: Any) -> str:
-        """Its class and attributes; where the class is not known, the repr that it has of its own, or else those."""
+        """The class and attributes of an object; for a class outside KNOWN, its own `__repr__` if it has one."""
         is_module, kind = isinstance(value, nn.Module), cast(Any, type(value))
-        # only of our own objects and of modules do the attributes tell everything
+        # attributes tell everything only for our own objects and for modules
         packages = KNOWN if is_module else KNOWN[:1] if hasattr(value, "__dict__") else ()
         name, known = self._name(kind, packages)
         if not known and not is_module and "__repr__" in vars(kind):
             return f"{name} {re.sub(' at 0x[0-9a-f]+', '', repr(value))}"
-        if id(value) in self.around:  # it holds itself, by some way
+        if id(value) in self.around:  # a cycle
             return name
         self.around.add(id(value))
         try:
-            # the class itself may have been changed
+            # the class may have been patched
             found = [self.text(getattr_static(kind, "forward"))] if is_module else []
             found += [f"{option}={self.text(content)}" for option, content in _attributes(value)]
         finally:
@@ -178,7 +184,7 @@ class Description:
         return f"{name}({', '.join(found)})"
 
     def _name(self, value: Any, packages: Collection[str] = KNOWN) -> tuple[str, bool]:
-        """`module:name` of a class or function, and is it known: still found there, in one of the `packages`?"""
+        """`module:name` of a class or function, and whether it is known: still found there, in one of `packages`."""
         module, name = value.__module__ or "", value.__qualname__
         found: Any = sys.modules.get(module)
         for part in name.split("."):
@@ -192,18 +198,18 @@ class Description:
 
 
 def _attributes(value: Any) -> Iterator[tuple[str, Any]]:
-    """What an object holds by name, in slots too; of a module, not its parts and its mode, which are told beside it."""
+    """The attributes of an object by name, including slots; for a module, without its submodules and mode."""
     slots = [slot for kind in type(value).__mro__ for slot in getattr(kind, "__slots__", ())]
     held = {slot: getattr(value, slot) for slot in slots if slot != "__dict__" and hasattr(value, slot)}
     for option, content in {**held, **getattr(value, "__dict__", {})}.items():
         if isinstance(value, nn.Module) and option in ("_modules", "training"):
             continue
-        # the ids of hooks count up from the start of the process
+        # hook ids depend on the history of the process
         yield option, list(content.values()) if "hooks" in option and isinstance(content, dict) else content
 
 
 def _quantised(model: nn.Module) -> str:
-    """A hash of the weights of quantised layers, which are no parameters."""
+    """A hash of the weights of quantised layers, which are not parameters."""
     leaves = {f"{name} {i}": leaf for name, v in model.state_dict().items() for i, leaf in enumerate(tree_leaves(v))}
     return digest(
         {k: leaf.dequantize() for k, leaf in leaves.items() if isinstance(leaf, Tensor) and leaf.is_quantized}

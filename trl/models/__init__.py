@@ -1,4 +1,4 @@
-"""Classifiers from images in [0, 1] to logits, one file per architecture; all have `features(x)` and a `head`."""
+"""Classifiers that map images in [0, 1] to logits, one file per architecture, each with `features(x)` and `head`."""
 
 from trl.models.base import Classifier
 from trl.models.build import build_model

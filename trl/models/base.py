@@ -1,4 +1,4 @@
-"""What every classifier of this package is: normalise, embed, then one linear layer."""
+"""The base of all classifiers of this package: normalise, embed, then one linear layer."""
 
 from typing import Any
 
@@ -14,11 +14,11 @@ Std = tuple[Positive, ...]
 
 
 class Classifier(nn.Module):
-    """`head(body(normalised images))`: float images [n, c, h, w] in [0, 1] to logits [n, classes].
+    """`head(body(normalised images))`: maps float images [n, c, h, w] in [0, 1] to logits [n, classes].
 
     `body` maps normalised images to embeddings [n, embedding], the paper's h: the input of the last linear layer.
-    `config` says how `build_model` made it, so that `load_model` can make it again.
-    TrlError: `mean` and `std` do not both have one value per channel (or none).
+    `config` holds the arguments of `build_model`, so that `load_model` can rebuild it.
+    TrlError unless `mean` and `std` both have one value per channel, or none.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Classifier(nn.Module):
         self.head = nn.Linear(embedding, classes)
 
     def features(self, x: Tensor) -> Tensor:
-        """Embeddings [n, d]. TrlError: `x` is not a floating-point batch of the model's image shape."""
+        """Embeddings [n, d]. TrlError unless `x` is a float batch of the model's image shape."""
         if x.shape[1:] != self.shape or not x.is_floating_point():
             given = f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}"
             c, h, w = self.shape
@@ -49,7 +49,7 @@ class Classifier(nn.Module):
 
 
 class Normalise(nn.Module):
-    """(x - mean) / std per channel; the constants belong to the config, not to the weights."""
+    """(x - mean) / std per channel; the constants are stored in the config, not with the weights."""
 
     mean: Tensor
     std: Tensor
@@ -60,5 +60,5 @@ class Normalise(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images [n, c, h, w] to images of the same shape."""
+        """Maps images [n, c, h, w] to images of the same shape."""
         return (x - self.mean) / self.std

@@ -1,4 +1,4 @@
-"""A freshly initialised model by its name and options, as params.yaml gives it."""
+"""Build a model from a name and options, as in params.yaml."""
 
 from typing import Any
 
@@ -19,11 +19,11 @@ def build_model(name: str, classes: int, shape: tuple[int, int, int] = (3, 32, 3
             f"model {name}: needs at least 2 classes and images (channels, height, width) of at least 4×4 pixels, "
             f"not {classes} classes and {tuple(shape)}"
         )
-    # the builder of an entry such as wrn_* reads depth and width from the name
+    # for an entry such as wrn_*, the builder parses depth and width from the name
     variant = () if name in MODELS.names() and "*" not in name else (name,)
     model: Classifier = MODELS.build(name, classes, tuple(shape), *variant, **options)
     checked = MODELS.options(name).model_validate(options).model_dump()
-    # float32 whatever the default dtype is, and channels last, in which convolutions are quicker on CPUs and GPUs alike
+    # float32 whatever the default dtype; channels last makes convolutions faster on CPUs and GPUs
     model.float().to(memory_format=torch.channels_last)
     model.config = {"name": name, "classes": classes, "shape": tuple(shape), "options": checked}
     return model

@@ -1,4 +1,4 @@
-"""Models on disk: `model.safetensors` beside `config.json`; nothing is ever unpickled."""
+"""Save and load models: `model.safetensors` and `config.json`; nothing is ever unpickled."""
 
 import hashlib
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ CONFIG = "config.json"
 
 
 class Config(BaseModel):
-    """The arguments of `build_model`, as config.json holds them."""
+    """The arguments of `build_model`, as stored in config.json."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -34,15 +34,15 @@ class Config(BaseModel):
 
 
 def save_model(model: nn.Module, folder: str | Path) -> None:
-    """Write weights and config to `folder`, each file whole or not at all; the same weights give the same bytes.
+    """Write weights and config to `folder`, each file atomically; the same weights give the same bytes.
 
-    Wrappers are seen through (see `unwrapped`).
-    TrlError: the model does not come from `build_model`, or the files cannot be written.
+    Saves the model inside wrappers (see `unwrapped`).
+    TrlError: the model was not made by `build_model`, or the files cannot be written.
     """
     inner = unwrapped(model)
     if not isinstance(inner, Classifier) or not inner.config:
-        raise TrlError(f"cannot save a {type(model).__name__}: save_model takes a model made by build_model")
-    # a submodule may be compiled on its own
+        raise TrlError(f"cannot save a {type(model).__name__}: make the model with build_model")
+    # a submodule may be compiled separately
     weights = {k.replace("_orig_mod.", ""): v.detach().cpu().contiguous() for k, v in inner.state_dict().items()}
     write_atomic(Path(folder) / WEIGHTS, save(weights))
     write_json(Path(folder) / CONFIG, inner.config)
@@ -51,14 +51,14 @@ def save_model(model: nn.Module, folder: str | Path) -> None:
 def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Classifier:
     """The model that `save_model` wrote to `folder`, on `device` and in eval mode.
 
-    TrlError: a file is missing or damaged, weights and config do not fit together, or a weight is not finite.
+    TrlError: a file is missing or damaged, weights and config do not match, or a weight is not finite.
     """
     folder = Path(folder)
     config, weights = _read_config(folder / CONFIG), _read_weights(folder / WEIGHTS)
     try:
-        with torch.random.fork_rng(devices=[]):  # the initial weights must not shift the caller's random stream
+        with torch.random.fork_rng(devices=[]):  # initialising weights must not advance the caller's generator
             model = build_model(config.name, config.classes, config.shape, **config.options)
-    except (TrlError, TypeError) as error:  # TypeError: an option called as an argument, such as `classes`
+    except (TrlError, TypeError) as error:  # TypeError: an option named like an argument, such as `classes`
         raise TrlError(f"{folder / CONFIG}: {error}") from None
     _check_weights(folder / WEIGHTS, model.state_dict(), weights)
     model.load_state_dict(weights)
@@ -66,7 +66,7 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Classi
 
 
 def weights_sha256(folder: str | Path) -> str:
-    """What a model saved in `folder` is known by: the hash of its file of weights."""
+    """The SHA-256 of the weights file of a model saved in `folder`, which identifies the model."""
     return hashlib.sha256((Path(folder) / WEIGHTS).read_bytes()).hexdigest()
 
 
@@ -92,7 +92,7 @@ def _check_weights(path: Path, expected: Mapping[str, Tensor], found: Mapping[st
     for key in [*expected, *found]:
         wanted, given = _describe(expected.get(key)), _describe(found.get(key))
         if wanted != given:
-            raise TrlError(f"{path}: does not fit {CONFIG} at {key!r}: expected {wanted}, found {given}")
+            raise TrlError(f"{path}: does not match {CONFIG} at {key!r}: expected {wanted}, found {given}; train again")
         if not found[key].isfinite().all():
             raise TrlError(f"{path}: {key!r} holds NaN or infinite values; train again with a smaller learning rate")
 

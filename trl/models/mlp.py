@@ -1,4 +1,4 @@
-"""Fully connected network: for `digits` and other tiny images."""
+"""A fully connected network for `digits` and other tiny images."""
 
 from torch import nn
 

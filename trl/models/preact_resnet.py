@@ -9,8 +9,8 @@ from trl.models.base import Classifier, Mean, Shape, Std
 
 def preact_resnet18(classes: int, shape: Shape, *, mean: Mean = (), std: Std = ()) -> Classifier:
     """For 32×32 images: 3×3 stem of stride 1, then 2-2-2-2 basic blocks; 512-d embedding."""
-    stages = [(64, 2, 1), (128, 2, 2), (256, 2, 2), (512, 2, 2)]
-    body = preactivation(conv(shape[0], 64, 3), basic_block, stages)
+    groups = [(64, 2, 1), (128, 2, 2), (256, 2, 2), (512, 2, 2)]
+    body = preactivation(conv(shape[0], 64, 3), basic_block, groups)
     return Classifier(body, 512, classes, shape, mean, std)
 
 
@@ -18,26 +18,26 @@ def preact_resnet50(classes: int, shape: Shape, *, mean: Mean = (), std: Std = (
     """For 64×64 images: 3-4-6-3 bottlenecks on maps of 32, 16, 8 and 4 pixels; 2048-d embedding.
 
     The stem is a 3×3 convolution of stride 2 without max pooling: the ImageNet stem (7×7 of stride 2, then pooling)
-    would leave 2×2 pixels in the last stage, and a stem of stride 1 would cost four times as much.
+    would leave 2×2 pixels in the last group of blocks, and a stem of stride 1 would cost four times as much.
     """
-    stages = [(256, 3, 1), (512, 4, 2), (1024, 6, 2), (2048, 3, 2)]
-    body = preactivation(conv(shape[0], 64, 3, stride=2), bottleneck, stages)
+    groups = [(256, 3, 1), (512, 4, 2), (1024, 6, 2), (2048, 3, 2)]
+    body = preactivation(conv(shape[0], 64, 3, stride=2), bottleneck, groups)
     return Classifier(body, 2048, classes, shape, mean, std)
 
 
 def preactivation(
     stem: nn.Conv2d,
     block: Callable[[int, int, int, float], nn.Module],
-    stages: Iterable[tuple[int, int, int]],
+    groups: Iterable[tuple[int, int, int]],
     leak: float = 0.0,
 ) -> nn.Sequential:
-    """Stem, stages of (width, blocks, stride of the first block), final batch norm, global average pool: → [n, d].
+    """Stem, groups of (width, blocks, stride of the first block), batch norm, global average pooling: → [n, d].
 
-    `leak` is the slope of the activation below zero (0: ReLU). Convolutions start with He's normal initialisation.
+    `leak` is the slope of the activation below zero (0: ReLU). Convolutions use He's normal initialisation.
     """
     layers: list[nn.Module] = [stem]
     inputs = stem.out_channels
-    for outputs, blocks, stride in stages:
+    for outputs, blocks, stride in groups:
         for index in range(blocks):
             layers.append(block(inputs, outputs, stride if index == 0 else 1, leak))
             inputs = outputs

@@ -1,4 +1,4 @@
-"""ResNet (He et al., "Deep Residual Learning", 2016) for small images: torchvision's network with another stem."""
+"""ResNet (He et al., "Deep Residual Learning", 2016) for small images: torchvision's network with a different stem."""
 
 from torch import nn
 

@@ -1,13 +1,13 @@
-"""A network's first convolution, where it is a good part of the work."""
+"""A fast first convolution, for networks where it is a large part of the work."""
 
 from torch import Tensor, nn
 from torch.nn.functional import linear, unfold
 
 
 class Stem(nn.Conv2d):
-    """`nn.Conv2d` of images of a few channels; on a CPU by a matrix product, whose gradient at the image is quicker.
+    """`nn.Conv2d` for images with few channels; on a CPU it is a matrix product, whose input gradient is faster.
 
-    oneDNN computes that gradient 1.5 to 6 times slower than a product and a fold, and attacks want it in every step.
+    oneDNN computes that gradient 1.5 to 6 times slower than a product and a fold, and attacks need it in every step.
     """
 
     def __init__(self, channels: int, out_channels: int, kernel_size: int, stride: int = 1, padding: int = 0) -> None:

@@ -1,1 +1,1 @@
-"""Running a module, whatever it is for: device, modes, precision, several processes."""
+"""Running any module: device, modes, precision, several processes."""

@@ -1,4 +1,4 @@
-"""Which device a command works on."""
+"""Choose the device that a command runs on."""
 
 import os
 
@@ -7,7 +7,7 @@ from trl.common.errors import TrlError
 
 def choose_device(name: str | None = None) -> str:
     """`name`, or `TRL_DEVICE` (cpu, cuda, cuda:1, …), or the GPU if there is one; TrlError if it does not exist."""
-    import torch  # here, so that a command can explain itself before PyTorch is loaded
+    import torch  # local, so that --help does not load PyTorch
 
     wanted = name or os.environ.get("TRL_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
     try:

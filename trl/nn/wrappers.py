@@ -1,4 +1,4 @@
-"""Modules around a module that change where or how it runs, but not what it computes."""
+"""Wrappers that change where or how a module runs, but not what it computes."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -13,7 +13,7 @@ AROUND = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 def unwrapped(model: nn.Module) -> nn.Module:
     """The module inside torch.compile, DataParallel, DistributedDataParallel and AveragedModel, however nested.
 
-    Any other module that holds a `module` stays: it may change the input first.
+    Any other module with an attribute `module` is kept: it may change the input first.
     """
     inner: Any = model
     while (compiled := getattr(inner, "_orig_mod", None)) is not None or isinstance(inner, AROUND):
@@ -22,7 +22,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def eager(model: nn.Module) -> AbstractContextManager[Any]:
-    """Inside, parts of the model that are compiled run as they were written; what is compiled passes over new hooks."""
+    """Inside, compiled parts of the model run eagerly; compiled code would skip new hooks."""
     compiled = any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in model.modules())
     stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
     return stance

@@ -290,7 +290,7 @@ GOOD_X, GOOD_Y = data(4)
     [
         ((GOOD_X * 255).to(torch.uint8), GOOD_Y, "given uint8.*divide uint8 images by 255"),
         (GOOD_X.half(), GOOD_Y, "given float16.*autocast"),
-        (GOOD_X * 255, GOOD_Y, r"in \[0, 1\] \(given 0 to 255\).*keep normalisation inside the model"),
+        (GOOD_X * 255, GOOD_Y, r"in \[0, 1\] \(given 0 to 255\).*normalise inside the model"),
         ((GOOD_X - 0.5) / 0.5, GOOD_Y, r"in \[0, 1\] \(given -1 to 1\)"),
         (GOOD_X.where(GOOD_X > 0, torch.nan), GOOD_Y, r"in \[0, 1\] \(given nan"),
         (GOOD_X, GOOD_Y.float(), "labels must be integer"),
@@ -299,11 +299,11 @@ GOOD_X, GOOD_Y = data(4)
         (GOOD_X, GOOD_Y[:, None], "one column.*y.squeeze"),
         (GOOD_X.numpy(), GOOD_Y, "images are a ndarray: give a tensor"),
         (GOOD_X, GOOD_Y.tolist(), "labels are a list: give a tensor"),
-        (GOOD_X, GOOD_Y[:3], "labels \\[n\\]"),
-        (GOOD_X[0, 0, 0], GOOD_Y, "labels \\[n\\], one each"),
+        (GOOD_X, GOOD_Y[:3], "one label each"),
+        (GOOD_X[0, 0, 0], GOOD_Y, "one label each \\[n\\]"),
         (GOOD_X[0, 0, 0, :4], GOOD_Y, "must be \\[n"),
         (GOOD_X, GOOD_Y - 3, "labels must be at least 0"),
-        (GOOD_X, GOOD_Y + 3, "the model has 3 logits, but the labels go up to"),
+        (GOOD_X, GOOD_Y + 3, "the model returns 3 logits, but labels go up to"),
     ],
 )
 def test_input_that_does_not_fit(name: str, x: Tensor, y: Tensor, message: str) -> None:
@@ -319,7 +319,7 @@ def test_images_may_leave_the_box_by_rounding() -> None:
 
 def test_model_that_returns_no_logits() -> None:
     for model in (nn.Identity(), nn.Sequential(nn.Flatten(), nn.Linear(36, 3), nn.Flatten(0))):
-        with pytest.raises(TrlError, match=r"must return logits \[4, classes\]"):
+        with pytest.raises(TrlError, match=r"module that returns logits \[4, classes\]"):
             fgsm(model, GOOD_X, GOOD_Y, Linf(0.1))
     with pytest.raises(TrlError, match="single logit"):
         fgsm(nn.Sequential(nn.Flatten(), nn.Linear(36, 1)), GOOD_X, GOOD_Y * 0, Linf(0.1))

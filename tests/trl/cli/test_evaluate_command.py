@@ -189,14 +189,14 @@ def test_list_names_what_can_be_chosen(capsys: pytest.CaptureFixture[str]) -> No
         ({"--model": "torch.nn:Conv2d"}, "torch.nn:Conv2d: TypeError: "),
         (
             {"--model": f"{__name__}:grey"},
-            "the model cannot answer images [2, 1, 8, 8]: Runtime",
+            "the model fails on images [2, 1, 8, 8]: Runtime",
         ),
         ({"--data": "cifar"}, "unknown data set 'cifar'; known: cifar10, digits"),
         (
             {"--data": "wide.safetensors"},
-            "the model cannot answer images [2, 1, 8, 9]: the model takes float images [n, 1, 8, 8]",
+            "the model fails on images [2, 1, 8, 9]: the model takes float images [n, 1, 8, 8]",
         ),
-        ({"--data": "classes.safetensors"}, "labels reach from 0 to 10, but the model has 10 classes"),
+        ({"--data": "classes.safetensors"}, "labels range from 0 to 10, but the model has 10 classes"),
         ({"--data": "bright.safetensors"}, "pixels lie in ["),
         ({"--data": "shifted.safetensors"}, "images [4, 1, 8, 8] with labels [3]: give"),
         ({"--attack": "pdg"}, "unknown attack 'pdg'; known: "),
@@ -330,4 +330,4 @@ def test_the_images_of_a_model_that_answers_at_random_say_so(capsys: pytest.Capt
         said = file.metadata()
     assert set(said) == {"random", "unsteady"}
     assert f"unsteady: {said['unsteady']}" in warnings
-    assert "no worst case" in said["unsteady"]
+    assert "not the worst case" in said["unsteady"]

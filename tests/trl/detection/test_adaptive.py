@@ -131,7 +131,7 @@ def test_a_detector_of_yours_needs_a_key_for_a_state(setting: Setting, tmp_path:
         given = (detector, calibration, *images, {"pgd": setting.static["pgd"][:10]}, adaptive, THREAT)
         return attack_guarded(setting.model, *given, state=state, key=key)
 
-    with pytest.raises(TrlError, match=r"has no key .* is code of yours or cannot be told"):
+    with pytest.raises(TrlError, match=r"needs a key .* is your own code or cannot be tracked"):
         attack(tmp_path)
     torch.testing.assert_close(attack(tmp_path, "1").adaptive, attack(None).adaptive, rtol=0, atol=0)
 
@@ -170,7 +170,9 @@ def test_a_detector_learns_from_natural_training_images_alone(setting: Setting) 
 
 def test_too_few_validation_images(setting: Setting) -> None:
     few = ImageSet(setting.validation.images[:50], setting.validation.labels[:50])
-    with pytest.raises(TrlError, match=r"50 natural images cannot tell a false-alarm rate of 0\.01: take 99 or more"):
+    with pytest.raises(
+        TrlError, match=r"50 natural images are too few for a false-alarm rate of 0\.01: give at least 99"
+    ):
         fit_calibrated(setting.model, build_detector("energy"), setting.train, few, 0.01)
 
 

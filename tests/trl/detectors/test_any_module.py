@@ -224,10 +224,8 @@ def refused(model: nn.Module, reads: Reads, message: str) -> None:
 
 def test_what_cannot_be_read() -> None:
     squeezed = convolutions(nn.Conv2d(6, 4, 2), nn.Flatten())
-    refused(squeezed, "features", "Sequential runs no linear layer .*name a layer that does, by .*`layer`")
-    refused(
-        squeezed, "layers", "Sequential runs no linear layer .*take a detector that reads a single one, by .*`layer`"
-    )
+    refused(squeezed, "features", "Sequential runs no linear layer .*name a suitable layer by .*`layer`")
+    refused(squeezed, "layers", "Sequential runs no linear layer .*use a detector with the option `layer`")
     assert torch.equal(observe(squeezed, torch.ones(2, 3, 16, 16), Layer("4"))[1].isfinite(), torch.ones(2, 6) == 1)
     net, _ = made("resnet")
     refused(net, Layer("layr4"), r"ResNet has no layer 'layr4'; it has layer4, layer")
@@ -235,9 +233,9 @@ def test_what_cannot_be_read() -> None:
     refused(net, Layer("nose"), r"'nose'; it has conv1, bn1, relu")
     refused(net, Layer(""), r"has no layer ''; it has conv1")
     net.unused = nn.ReLU()
-    refused(net, Layer("unused"), "ResNet runs no layer 'unused' that gives a float tensor")
+    refused(net, Layer("unused"), "ResNet runs no layer 'unused' that returns a float tensor")
     attention, _ = made("vit")
-    refused(attention, Layer("encoder.layers.encoder_layer_0.self_attention"), "runs no layer .* that gives a float")
+    refused(attention, Layer("encoder.layers.encoder_layer_0.self_attention"), "runs no layer .* that returns a float")
     refused(nn.Sequential(nn.Conv2d(3, 4, 16), nn.Flatten(0)), "logits", r"returns \[8\] for images \[2, 3, 16, 16\]")
     refused(nn.Identity(), "features", r"returns \[2, 3, 16, 16\] for images")
 
@@ -250,7 +248,7 @@ def test_what_torch_jit_made_hides_its_layers(whole: bool) -> None:
     model = scripted if whole else nn.Sequential(Normalise(), scripted)
     path = "4" if whole else "1.4"
     for reads in ("features", "layers", Layer(path)):
-        refused(model, reads, "give the module that torch.jit made it of, .* or take a detector that reads logits")
+        refused(model, reads, "give the module from which torch.jit made it, or use a detector that reads logits")
     assert torch.equal(observe(model, x, "logits")[1], model(x))
 
 

@@ -42,10 +42,10 @@ def test_calibration_by_hand() -> None:
 
 def test_what_cannot_be_calibrated() -> None:
     for natural, rate, message in (
-        (torch.randn(50), 0.01, "take 99 or more"),
-        (torch.randn(98), 0.01, "take 99 or more"),
-        (torch.randn(0), 0.5, "take 1 or more"),
-        (torch.randn(0), 0.9, "take 1 or more"),
+        (torch.randn(50), 0.01, "give at least 99"),
+        (torch.randn(98), 0.01, "give at least 99"),
+        (torch.randn(0), 0.5, "give at least 1"),
+        (torch.randn(0), 0.9, "give at least 1"),
         (torch.randn(50), 1.0, "between 0 and 1"),
         (torch.randn(5, 2), 0.5, r"must be \[n\]"),
         (torch.tensor([0.0, torch.nan]), 0.5, "finite"),

@@ -138,7 +138,7 @@ def test_what_cannot_be_scored_or_fitted(name: str, options: dict) -> None:
     with pytest.raises(TrlError, match="not fitted"):
         detector.score(train)
     detector.fit(train, labels)
-    with pytest.raises(TrlError, match="5 dimensions, the detector was fitted to 6"):
+    with pytest.raises(TrlError, match="5 dimensions, but the detector was fitted to 6"):
         detector.score(train[:, :5])
     with pytest.raises(TrlError, match="NaN"):
         detector.score(train * torch.nan)
@@ -154,7 +154,7 @@ def test_embeddings_that_are_all_the_same(name: str, options: dict, value: float
     """A density cannot be fitted; the others have a finite score."""
     train, labels = torch.full((30, 6), value), torch.arange(30) % 3
     if name in ("gaussian", "gmm", "mahalanobis"):
-        with pytest.raises(TrlError, match="embeddings of a class are all the same"):
+        with pytest.raises(TrlError, match="embeddings of a class are all equal"):
             fitted(name, options, train, labels)
         return
     detector = fitted(name, options, train, labels)

@@ -126,7 +126,7 @@ def test_labels_may_be_any_numbers_in_any_order() -> None:
     ("features", "labels", "message"),
     [
         (torch.full((4, 2), torch.nan), [0, 0, 1, 1], "NaN"),
-        (torch.ones(4, 2), [0, 0, 1, 1], "all the same"),
+        (torch.ones(4, 2), [0, 0, 1, 1], "all equal"),
         (torch.randn(4, 2), [0, 0, 1], "one label each"),
         (torch.randn(0, 2), [], "one label each"),
         (torch.randn(4), [0, 0, 1, 1], r"floats \[n,d\]"),
@@ -143,7 +143,7 @@ def test_embeddings_that_cannot_be_scored() -> None:
     with pytest.raises(TrlError, match="not fitted"):
         detector.score(torch.randn(2, 4))
     detector.fit(*embeddings())
-    with pytest.raises(TrlError, match="5 dimensions, the detector was fitted to 4"):
+    with pytest.raises(TrlError, match="5 dimensions, but the detector was fitted to 4"):
         detector.score(torch.randn(2, 5))
     with pytest.raises(TrlError, match="infinite"):
         detector.score(torch.full((2, 4), torch.inf))

@@ -60,7 +60,7 @@ def test_images_of_more_than_8_bits_are_refused() -> None:
     def never(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         raise AssertionError  # no attack is spent on them
 
-    with pytest.raises(TrlError, match="not of 8 bits"):
+    with pytest.raises(TrlError, match="not 8-bit"):
         evaluate(Edge(), x, y, {"never": never}, Linf(0.1), batch_size=1, checks=False, eight_bit=True)
 
 
@@ -74,4 +74,4 @@ def test_the_message_names_rounding_where_that_is_all(amount: float, names_round
 
     with pytest.raises(TrlError, match="leaves the linf ball") as error:
         evaluate(Edge(), x, y, {"png": stored}, Linf(epsilon), checks=False)
-    assert ("8 bits" in str(error.value)) is names_rounding
+    assert ("8-bit" in str(error.value)) is names_rounding

@@ -166,7 +166,7 @@ def test_of_a_model_that_answers_at_random_the_images_are_not_called_the_worst_c
     (x, y), attacks = images(), {"sign": gradient_sign(0.1)}
     found = evaluate(Noisy(), x, y, attacks, Linf(0.1), batch_size=20)
     assert list(found.caveats) == ["random", "unsteady"]
-    assert "at random, so that they and the figures are one draw's, and no worst case" in found.caveats["unsteady"]
+    assert "are random, so images and figures reflect one draw, not the worst case" in found.caveats["unsteady"]
     assert any(found.caveats["unsteady"] in warning for warning in found.summary()["warnings"])
     assert evaluate(Net(), x, y, attacks, Linf(0.1), batch_size=20).caveats == {}
 
@@ -177,7 +177,7 @@ def test_so_it_is_where_the_same_draw_comes_again() -> None:
     found = evaluate(Noisy(), x, y, {}, Linf(0.1))
     assert found.caveats == {}  # without an attack nothing is looked for
     found = evaluate(Noisy(), x, y, {"none": shift(0.0)}, Linf(0.1))
-    assert "no worst case" in found.caveats["unsteady"]
+    assert "not the worst case" in found.caveats["unsteady"]
 
 
 def test_a_model_that_answers_at_random_is_judged_the_same_twice() -> None:
@@ -357,16 +357,16 @@ def test_an_l2_attack_is_measured_in_l2() -> None:
         ({"attacks": {None: shift(0.0)}}, "an attack is called None"),
         ({"attacks": {"a": Ensemble({"": shift(0.0)})}}, "an attack is called ''"),
         ({"attacks": {"a": Ensemble({1: shift(0.0), "1": shift(0.1)})}}, "an attack is called 1"),
-        ({"attacks": {"a/b": shift(0.1), "a": Ensemble({"b": shift(0.0)})}}, "'a/b' is an attack and the part"),
-        ({"attacks": {"a": Ensemble({"b": shift(0.0)}), "a/b": shift(0.1)}}, "'a/b' is an attack and the part"),
+        ({"attacks": {"a/b": shift(0.1), "a": Ensemble({"b": shift(0.0)})}}, "two attacks or parts are called 'a/b'"),
+        ({"attacks": {"a": Ensemble({"b": shift(0.0)}), "a/b": shift(0.1)}}, "two attacks or parts are called 'a/b'"),
         (
             {"attacks": {"a": Ensemble({"b/c": shift(0.0)}), "a/b": Ensemble({"c": shift(0.1)})}},
-            "'a/b/c' is an attack and the part of another, or a part of two",
+            "two attacks or parts are called 'a/b/c'",
         ),
-        ({"y": torch.tensor([0, 2])}, "labels reach from 0 to 2, but the model has 2 classes"),
-        ({"y": torch.tensor([-1, 1])}, "labels reach from -1"),
+        ({"y": torch.tensor([0, 2])}, "labels range from 0 to 2, but the model has 2 classes"),
+        ({"y": torch.tensor([-1, 1])}, "labels range from -1"),
         ({"y": torch.tensor([0.0, 1.0])}, "labels must be integer"),
-        ({"y": torch.tensor([0])}, "one each"),
+        ({"y": torch.tensor([0])}, "one label each"),
         ({"x": pixels(), "y": torch.tensor([], dtype=torch.int64)}, "at least one"),
         ({"x": pixels(0.2, 1.4)}, r"pixels lie in \[0.2, 1.4\]"),
         ({"x": pixels(0.2, torch.nan)}, "pixels lie in"),

@@ -142,7 +142,7 @@ def test_images_on_the_edge_of_a_step_do_not_hide_it() -> None:
 def test_messages_say_how_much() -> None:
     model, x, y = trained()
     found = {sign.name: sign.message for sign in check_model(Saturated(model), x, y)}
-    assert "of ce for 100% of the images" in found["zero gradient"]
+    assert "ce for 100% of the images" in found["zero gradient"]
     assert "attack with the loss cw as well" in found["zero gradient"]
     assert "100% of the images the true class leads by more than 80" in found["saturated"]
 
@@ -175,7 +175,7 @@ def test_any_storage_of_images_and_the_callers_random_numbers() -> None:
 @pytest.mark.parametrize(
     ("model", "n", "scale", "message"),
     [
-        (nn.Flatten(0), 9, 1.0, "must return logits"),
+        (nn.Flatten(0), 9, 1.0, "module that returns logits"),
         (nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), 9, 255.0, r"give images in \[0, 1\]"),
         (nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), 1, 1.0, "at least two"),
     ],
@@ -254,9 +254,7 @@ def test_square_beyond_the_gradient_attacks(only: int, expected: set[str]) -> No
     assert names(check_results(correct, gradient_free=())) == set()
     if expected:
         (sign,) = check_results(correct)
-        assert (
-            "square fooled 10 samples (1.1%) that no attack with gradients did (22.2% fooled by those)" in sign.message
-        )
+        assert "square fooled 10 images (1.1%) that no gradient attack fooled (those fooled 22.2%)" in sign.message
 
 
 def test_parts_of_an_ensemble_are_compared_by_what_each_fooled_itself() -> None:
@@ -265,15 +263,15 @@ def test_parts_of_an_ensemble_are_compared_by_what_each_fooled_itself() -> None:
     parts["square"] = parts["apgd_t"] & flags(1000, range(310, 330))
     correct = {"clean": CLEAN, "autoattack": parts["square"]}
     (sign,) = check_results(correct, stages={"autoattack": parts})
-    assert "square fooled 20 samples" in sign.message
-    assert "(34.4% fooled by those)" in sign.message
+    assert "square fooled 20 images" in sign.message
+    assert "(those fooled 34.4%)" in sign.message
     assert check_results(correct) == []
     parts["square"] = parts["apgd_t"]
     assert check_results({**correct, "autoattack": parts["square"]}, stages={"autoattack": parts}) == []
     # what Square fooled in an ensemble, an attack outside it may fool with gradients
     parts["square"] = parts["apgd_t"] & flags(1000, range(310, 330))
     outside = {**correct, "pgd": CLEAN & flags(1000, range(320))}
-    assert "square fooled 10 samples" in check_results(outside, stages={"autoattack": parts})[0].message
+    assert "square fooled 10 images" in check_results(outside, stages={"autoattack": parts})[0].message
 
 
 def test_gradient_attacks_after_square_do_not_get_what_it_fooled() -> None:
@@ -281,14 +279,14 @@ def test_gradient_attacks_after_square_do_not_get_what_it_fooled() -> None:
     parts["square"] = parts["apgd_ce"] & flags(1000, range(300, 320))
     parts["apgd_t"] = parts["square"] & flags(1000, range(320, 330))
     correct = {"clean": CLEAN, "autoattack": parts["apgd_t"]}
-    assert "square fooled 20 samples" in check_results(correct, stages={"autoattack": parts})[0].message
+    assert "square fooled 20 images" in check_results(correct, stages={"autoattack": parts})[0].message
 
 
 def test_one_step_beyond_many() -> None:
     results = {"clean": CLEAN, "fgsm": CLEAN & flags(1000, range(500)), "pgd": CLEAN & flags(1000, range(200))}
     (sign,) = check_results(results)
     assert sign.name == "one step"
-    assert "fgsm, a single step, fooled 55.6%, and the best attack of many steps 22.2%" in sign.message
+    assert "fgsm, a single step, fooled 55.6%, but the best iterative attack only 22.2%" in sign.message
     results["cw"] = CLEAN & flags(1000, range(200, 700))
     assert check_results(results) == []
 

@@ -118,12 +118,12 @@ def test_a_damaged_state_starts_anew(
         path.write_bytes(content[: len(content) // 2] if damage == "truncated" else b"\0" * len(content))
     assert_same(run(tmp_path), run(None))
     if (name, damage) != (BOOKS, "gone"):
-        assert "starting anew" in capsys.readouterr().out
+        assert "starting over" in capsys.readouterr().out
 
 
 def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(TrlError, match="cannot hold the evaluation's state"):
+    with pytest.raises(TrlError, match="cannot store the evaluation's state"):
         run(tmp_path / "file")
 
 
@@ -243,7 +243,7 @@ CHANGES = (
 def test_a_changed_model_needs_a_key(change) -> None:
     model = classifier()
     change(model)
-    with pytest.raises(TrlError, match=r"^the model has no key .* or cannot be told; give key=") as error:
+    with pytest.raises(TrlError, match=r"^the model needs a key .* or cannot be tracked; give key=") as error:
         named(model)
     assert "\n" not in str(error.value)
     assert named(model, key="1") != named(key="1")
@@ -251,7 +251,7 @@ def test_a_changed_model_needs_a_key(change) -> None:
 
 def test_a_class_of_pytorch_that_was_changed_needs_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nn.ReLU, "forward", lambda self, x: x)
-    with pytest.raises(TrlError, match="the model has no key"):
+    with pytest.raises(TrlError, match="the model needs a key"):
         named()
 
 
@@ -378,7 +378,7 @@ class Score(Detector):
     ],
 )
 def test_an_attack_of_yours_needs_a_key(attack) -> None:
-    with pytest.raises(TrlError, match=r"^attack 'a' has no key .* give key="):
+    with pytest.raises(TrlError, match=r"^attack 'a' needs a key .* give key="):
         named(attack=attack)
     assert named(attack=attack, key="1") == named(attack=attack, key="1") != named(attack=attack, key="2")
 
@@ -394,7 +394,7 @@ def test_criteria_and_detectors_with_their_options() -> None:
     criteria = [Misclassified(), *(Misclassified() & Undetected(energy, 0.5) for energy in energies)]
     found = {named(attack=build_attack("pgd", THREAT, criterion)) for criterion in criteria}
     assert len(found) == len({named(criterion=criterion) for criterion in criteria}) == 3
-    with pytest.raises(TrlError, match=r"the evaluation has no key .* \S+\.Mine is code of yours"):
+    with pytest.raises(TrlError, match=r"the evaluation needs a key .* \S+\.Mine is your own code"):
         named(criterion=Mine())
 
 
@@ -407,14 +407,14 @@ def test_code_and_versions_belong_to_it(monkeypatch: pytest.MonkeyPatch) -> None
         patch.setattr("trl.evaluation.state.versions", lambda: {"torch": "3.0"})
         assert named() != same
     monkeypatch.setattr(sys.modules["trl.attacks.pgd"], "pgd", in_place_of_pgd)
-    with pytest.raises(TrlError, match=r"attack 'a' has no key"):
+    with pytest.raises(TrlError, match=r"attack 'a' needs a key"):
         named(attack=partial(pgd, threat=THREAT))
 
 
 def test_without_a_state_nothing_needs_a_key_and_perturb_is_alike(tmp_path: Path) -> None:
     x, y = images()
     expected = attack_all(Net(), x, y, noise(0.2), THREAT)
-    with pytest.raises(TrlError, match="the model has no key"):
+    with pytest.raises(TrlError, match="the model needs a key"):
         attack_all(Net(), x, y, noise(0.2), THREAT, state=tmp_path)
     assert list(tmp_path.iterdir()) == []
     for _ in range(2):

@@ -100,7 +100,7 @@ def test_wrappers_leave_no_trace(
     "stranger", [nn.Linear(2, 2), torch.compile(nn.Linear(2, 2)), Halved(build_model("mlp", 2, (1, 4, 4)))]
 )
 def test_a_foreign_module_is_refused(stranger: nn.Module, tmp_path: Path) -> None:
-    with pytest.raises(TrlError, match="made by build_model"):
+    with pytest.raises(TrlError, match="make the model with build_model"):
         save_model(stranger, tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -126,7 +126,7 @@ def test_a_damaged_file_is_named_in_one_line(folder: Path, file: str, keep: int)
     ("change", "message"),
     [
         ({"name": "vgg"}, "config.json: unknown model 'vgg'"),
-        ({"name": "wrn_16_1"}, "model.safetensors: does not fit config.json at 'body.2.residual.0.weight'"),
+        ({"name": "wrn_16_1"}, "model.safetensors: does not match config.json at 'body.2.residual.0.weight'"),
         ({"name": "wrn_10_2"}, "at 'body.1.residual.0.weight': expected float32 \\[32, 16, 3, 3\\], found"),
         ({"classes": 5}, "at 'head.weight': expected float32 \\[5, 64\\], found float32 \\[4, 64\\]"),
         ({"classes": "many"}, "config.json: damaged \\(classes: "),

@@ -20,7 +20,7 @@ def test_every_mode_is_restored(training: tuple[int, ...]) -> None:
     before = flags(model)
     with evaluating(model):
         assert not any(flags(model))
-        model.train()  # as an attack of others may leave it
+        model.train()  # as a third-party attack may leave it
     assert flags(model) == before
 
 

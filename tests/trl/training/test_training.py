@@ -224,7 +224,7 @@ def test_a_full_disk_is_one_clear_line_and_loses_nothing(tmp_path: Path) -> None
     with pytest.raises(Interrupted):
         fit(checkpoint=checkpoint, stop=9)
     former = checkpoint.path.read_bytes()
-    with files_limited_to(1000), pytest.raises(TrlError, match=r"run.pt: cannot be written \(.*former version is kept"):
+    with files_limited_to(1000), pytest.raises(TrlError, match=r"run.pt: cannot be written \(.*old version is kept"):
         fit(checkpoint=checkpoint)
     assert checkpoint.path.read_bytes() == former
     assert list(tmp_path.iterdir()) == [checkpoint.path]  # no half-written file stays behind
