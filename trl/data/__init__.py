@@ -1,4 +1,4 @@
-"""Data sets as uint8 images on the device: one file per data set, each a function of the raw folder → Dataset."""
+"""Data sets as uint8 images, one file per data set: a function of the raw folder that returns a Dataset."""
 
 from trl.data.base import Dataset, ImageSet
 from trl.data.load import load_dataset

@@ -1,4 +1,4 @@
-"""What a data set is: labelled uint8 images to train on and to test on, and the names of the classes."""
+"""A data set: labelled uint8 images for training and for testing, and the names of the classes."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from trl.common.errors import TrlError
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Images, uint8 [n, c, h, w] in 0..255, and their labels, int64 [n], from 0. TrlError if they are not."""
+    """Images, uint8 [n, c, h, w] in 0..255, and labels, int64 [n], counted from 0. TrlError otherwise."""
 
     images: Tensor
     labels: Tensor
@@ -24,7 +24,7 @@ class ImageSet:
         if len(images) != len(labels):
             raise TrlError(f"{len(images)} images have {len(labels)} labels; each image needs one")
         if (labels < 0).any():
-            raise TrlError(f"labels must count from 0, but one is {labels.min().item()}")
+            raise TrlError(f"labels must start at 0, but one is {labels.min().item()}")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -38,7 +38,7 @@ class ImageSet:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A data set as its publisher divides it. TrlError if the two parts or the class names do not fit together."""
+    """A data set with its published split. TrlError if training images, test images and classes do not match."""
 
     name: str
     train: ImageSet
@@ -47,7 +47,9 @@ class Dataset:
 
     def __post_init__(self) -> None:
         if self.train.shape != self.test.shape:
-            raise TrlError(f"{self.name}: training images are {self.train.shape}, test images {self.test.shape}")
+            raise TrlError(f"{self.name}: training images are {self.train.shape}, but test images {self.test.shape}")
         for part in (self.train, self.test):
             if (part.labels >= len(self.classes)).any():
-                raise TrlError(f"{self.name}: label {part.labels.max().item()}, but only {len(self.classes)} classes")
+                raise TrlError(
+                    f"{self.name}: has a label {part.labels.max().item()}, but only {len(self.classes)} classes"
+                )

@@ -19,7 +19,7 @@ SIZES = {
 
 
 def cifar10(raw: Path | None) -> Dataset:
-    """CIFAR-10, from <raw>/cifar-10-batches-py, the publisher's python version."""
+    """CIFAR-10, from <raw>/cifar-10-batches-py, the published Python version."""
     from torchvision.datasets import CIFAR10
 
     if raw is None:
@@ -28,7 +28,7 @@ def cifar10(raw: Path | None) -> Dataset:
             CIFAR10(raw, download=True)
     folder = find_folder(raw, CIFAR10.base_folder)
     md5 = {**dict(CIFAR10.train_list), **dict(CIFAR10.test_list), CIFAR10.meta["filename"]: CIFAR10.meta["md5"]}
-    for file, size in SIZES.items():  # pickles: only the publisher's bytes may reach torchvision's reader
+    for file, size in SIZES.items():  # pickles: torchvision may only read the published bytes
         verify(folder / file, read(folder / file), size, "md5", md5[file])
     train, test = (CIFAR10(raw, train=part) for part in (True, False))
     train_set, test_set = (

@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits (UCI, test part of optdigits): 1,797 grey images of 8×8. They need no download."""
+"""scikit-learn's handwritten digits (UCI, test part of optdigits): 1,797 grey images of 8×8. No download needed."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ TEST_IMAGES = 450
 
 
 def digits(raw: Path | None) -> Dataset:
-    """1,347 training and 450 test images, a fixed stratified split. The folder `raw` is not used."""
+    """1,347 training and 450 test images, a fixed stratified split. `raw` is ignored."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 

@@ -1,7 +1,7 @@
 """MNIST (LeCun et al., 1998) and Fashion-MNIST (Xiao et al., 2017): 60,000 + 10,000 grey images of 28×28.
 
-Checksums are those of the decompressed files, for Debian strips name and time from Fashion-MNIST's gzip headers. With
-both put back (31 August 2017, 10:50 UTC), its archives have the md5 that torchvision lists for the publisher's.
+Checksums are of the decompressed files, because Debian strips name and time from Fashion-MNIST's gzip headers. With
+both restored (31 August 2017, 10:50 UTC), its archives have the md5 sums that torchvision lists.
 """
 
 import tempfile
@@ -42,7 +42,7 @@ def mnist(raw: Path | None) -> Dataset:
 
 
 def fashion_mnist(raw: Path | None) -> Dataset:
-    """Fashion-MNIST, from the four archives in <raw>/fashion_mnist or, as Debian calls it, <raw>/fashion-mnist."""
+    """Fashion-MNIST, from the four archives in <raw>/fashion_mnist or, as in Debian, <raw>/fashion-mnist."""
     from torchvision.datasets import FashionMNIST
 
     folder = find_folder(raw, "fashion_mnist", "fashion-mnist") if raw else _download("fashion_mnist", FashionMNIST)

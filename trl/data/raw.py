@@ -1,4 +1,4 @@
-"""Raw files: where they are looked for, and how a broken one is reported."""
+"""Raw files: where to find them, and how to report a broken one."""
 
 import hashlib
 import os
@@ -20,15 +20,15 @@ def find_folder(raw: Path, *names: str) -> Path:
     for name in names:
         if (raw / name).is_dir():
             return raw / name
-    raise broken(raw, f"holds no folder {' or '.join(names)}")
+    raise broken(raw, f"has no folder {' or '.join(names)}")
 
 
 def broken(path: Path, why: str) -> TrlError:
-    """The error for a raw file or folder that cannot be used: what is wrong with it, and how to mend it."""
+    """The error for an unusable raw file or folder: what is wrong with it, and how to fix it."""
     cache = cache_folder()
     if path.is_relative_to(cache):
         return TrlError(f"{path}: {why}; delete {cache / path.relative_to(cache).parts[0]} to download it again")
-    return TrlError(f"{path}: {why}; fetch it again, or unset TRL_RAW_DATA (it names the folder searched) to download")
+    return TrlError(f"{path}: {why}; replace it, or unset TRL_RAW_DATA (the folder searched) to download")
 
 
 def read(path: Path) -> bytes:
@@ -50,9 +50,9 @@ def verify(path: Path, content: bytes, size: int, algorithm: str, digest: str) -
 
 @contextmanager
 def downloading(name: str) -> Iterator[None]:
-    """Turns the errors of a download of the data set `name` into a TrlError."""
+    """Turn errors while downloading the data set `name` into a TrlError."""
     try:
         yield
     except (OSError, RuntimeError, HTTPException) as error:  # torchvision reports a wrong checksum as RuntimeError
         why = " ".join(str(error).split())
-        raise TrlError(f"{name}: download failed ({why}); TRL_RAW_DATA can name a folder with the files") from None
+        raise TrlError(f"{name}: download failed ({why}); or set TRL_RAW_DATA to a folder with the files") from None

@@ -1,4 +1,4 @@
-"""The data sets that can be named: a new one is a file and a line here."""
+"""All data sets by name: to add one, write a file and add a line here."""
 
 from trl.registry import Registry
 

@@ -1,4 +1,4 @@
-"""What the stages after preparation read: training, validation and test images, with a hash of their content."""
+"""Prepared data, as later stages read it: training, validation and test images with a hash of their content."""
 
 import hashlib
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ PARTS = ("train", "validation", "test")
 
 @dataclass(frozen=True, eq=False)
 class Splits:
-    """A data set with validation images held out of the training images; `sha256` is the hash of all six arrays."""
+    """A data set with validation images held out of the training images; `sha256` hashes all six arrays."""
 
     name: str
     train: ImageSet
@@ -42,20 +42,22 @@ class _Description(BaseModel):
 
 
 def split(dataset: Dataset, validation: int, seed: int) -> Splits:
-    """Hold `validation` training images out, classes in proportion, chosen by `seed`; TrlError if that cannot be."""
+    """Hold out `validation` training images, stratified by class, chosen by `seed`; TrlError if that is impossible."""
     from sklearn.model_selection import train_test_split
 
     key, total = "recipes.<recipe>.data.validation", len(dataset.train)
     labels = dataset.train.labels.numpy()
-    least = len(np.unique(labels))  # an image of every class on either side
+    least = len(np.unique(labels))  # both sides need an image of every class
     if validation >= total:
-        raise TrlError(f"{key} is {validation}, but {dataset.name} has {total} training images; hold fewer of them out")
+        raise TrlError(f"{key} is {validation}, but {dataset.name} has {total} training images; hold out fewer")
     if not least <= validation <= total - least:
-        raise TrlError(f"{key} is {validation}; the {least} classes of {dataset.name} allow {least} to {total - least}")
+        raise TrlError(
+            f"{key} is {validation}; with the {least} classes of {dataset.name}, give {least} to {total - least}"
+        )
     try:
         parts = train_test_split(np.arange(total), test_size=validation, stratify=labels, random_state=seed)
     except ValueError as error:  # a class with a single image
-        raise TrlError(f"{dataset.name}: {key} images cannot be drawn: {' '.join(str(error).split())}") from None
+        raise TrlError(f"{dataset.name}: cannot hold out {key} images: {' '.join(str(error).split())}") from None
     train, held_out = (_take(dataset.train, np.sort(part)) for part in parts)
     tensors = _tensors(train, held_out, dataset.test)
     return Splits(dataset.name, train, held_out, dataset.test, dataset.classes, _sha256(tensors))
@@ -76,7 +78,7 @@ def save_splits(splits: Splits, folder: Path) -> None:
 
 
 def load_splits(folder: Path) -> Splits:
-    """Read what `save_splits` wrote; TrlError if a file is missing or the content is not what was written."""
+    """Read what `save_splits` wrote; TrlError if a file is missing or damaged."""
     again = "prepare the data again"
     for file in (folder / "data.json", folder / "data.safetensors"):
         if not file.is_file():
@@ -92,7 +94,7 @@ def load_splits(folder: Path) -> Splits:
     actual = _sha256(tensors)
     if actual != description.sha256:
         raise TrlError(
-            f"{folder / 'data.safetensors'} is damaged: its arrays' sha256 is {actual}, data.json says "
+            f"{folder / 'data.safetensors'} is damaged: the sha256 of its arrays is {actual}, but data.json has "
             f"{description.sha256}; {again}"
         )
     train, validation, test = (ImageSet(tensors[f"{part}.images"], tensors[f"{part}.labels"]) for part in PARTS)

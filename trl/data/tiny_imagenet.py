@@ -1,6 +1,6 @@
 """Tiny ImageNet (Stanford CS231n): 100,000 + 10,000 colour images of 64×64 in 200 classes.
 
-The labels of its test images are not public: its validation images are the test images here.
+The labels of its test images are not public, so its validation images serve as test images here.
 """
 
 from collections.abc import Sequence
@@ -21,10 +21,10 @@ SIDE = 64  # pixels
 
 
 def tiny_imagenet(raw: Path | None) -> Dataset:
-    """Tiny ImageNet, from <raw>/tiny-imagenet-200; labels number the sorted WordNet ids, as ImageFolder does.
+    """Tiny ImageNet, from <raw>/tiny-imagenet-200; labels number the sorted WordNet ids, as in ImageFolder.
 
-    The archive alone has a known checksum. Of an unpacked folder it is verified that every listed image is there, can
-    be decoded to its end and is 64×64; grey images become RGB.
+    Only the archive has a known checksum. For an unpacked folder, every listed image must exist, decode completely and
+    be 64×64; grey images become RGB.
     """
     folder = find_folder(raw, FOLDER) if raw else _download()
     wnids = sorted(line for (line, *_) in _table(folder / "wnids.txt"))
@@ -36,7 +36,7 @@ def tiny_imagenet(raw: Path | None) -> Dataset:
     test = []
     for file, wnid, *_ in _table(annotations, columns=2):
         if wnid not in number:
-            raise broken(annotations, f"gives {file} the class {wnid}, which wnids.txt does not list")
+            raise broken(annotations, f"assigns {file} to the class {wnid}, which wnids.txt does not list")
         test.append((folder / "val" / "images" / file, number[wnid]))
     return Dataset("tiny_imagenet", _image_set(train), _image_set(test), tuple(names.get(w, w) for w in wnids))
 
@@ -48,13 +48,13 @@ def _download() -> Path:
     if not folder.is_dir():
         with downloading("tiny_imagenet"):
             download_and_extract_archive(URL, cache_folder(), extract_root=unpacked, md5=MD5)
-            (unpacked / FOLDER).rename(folder)  # only now, so that an interrupted unpacking is not taken for the whole
+            (unpacked / FOLDER).rename(folder)  # last, so that a partial extraction is not mistaken for a complete one
             unpacked.rmdir()
     return folder
 
 
 def _table(path: Path, columns: int = 1) -> list[list[str]]:
-    """The tab-separated rows of a text file; TrlError if there are none or one is short of columns."""
+    """The tab-separated rows of a text file; TrlError if there are none or one has too few columns."""
     rows = [line.split("\t") for line in read(path).decode(errors="replace").splitlines() if line.strip()]
     if not rows or min(map(len, rows)) < columns:
         raise broken(path, f"is not a table of {columns} or more columns")
@@ -62,12 +62,12 @@ def _table(path: Path, columns: int = 1) -> list[list[str]]:
 
 
 def _training_files(folder: Path) -> list[Path]:
-    listing = folder / f"{folder.name}_boxes.txt"  # names every image, so that a half-copied folder is noticed
+    listing = folder / f"{folder.name}_boxes.txt"  # lists every image, so that a partial copy is noticed
     if listing.is_file():
         return sorted(folder / "images" / file for file, *_ in _table(listing))
     files = sorted(folder.glob("images/*.JPEG"))
     if not files:
-        raise broken(folder / "images", "holds no .JPEG file")
+        raise broken(folder / "images", "has no .JPEG files")
     return files
 
 

@@ -39,7 +39,7 @@ def test_data_set_refuses_labels_without_a_class_name():
 
 
 def test_data_set_refuses_unlike_parts():
-    with pytest.raises(TrlError, match=r"\(1, 2, 3\), test images \(1, 2, 2\)"):
+    with pytest.raises(TrlError, match=r"\(1, 2, 3\), but test images \(1, 2, 2\)"):
         Dataset("toy", ImageSet(IMAGES, LABELS), ImageSet(IMAGES[..., :2], LABELS), ("a", "b"))
 
 

@@ -61,7 +61,7 @@ def test_the_cache_is_used_without_a_raw_folder(tiny, cache):
 def test_a_broken_file_is_named(tiny, file, change, why):
     path = tiny[0] / "cifar-10-batches-py" / file
     path.write_bytes(change(path.read_bytes()))
-    with pytest.raises(TrlError, match=f"{why}; fetch it again") as error:
+    with pytest.raises(TrlError, match=f"{why}; replace it") as error:
         load_dataset("cifar10", tiny[0])
     assert str(error.value).startswith(f"{path}: ")
 
@@ -85,13 +85,13 @@ def test_what_is_missing_is_named(tiny):
     path.unlink()
     with pytest.raises(TrlError, match=f"{path}: cannot be read .*unset TRL_RAW_DATA"):
         load_dataset("cifar10", tiny[0])
-    with pytest.raises(TrlError, match=r"mine: holds no folder cifar-10-batches-py; .*unset TRL_RAW_DATA"):
+    with pytest.raises(TrlError, match=r"mine: has no folder cifar-10-batches-py; .*unset TRL_RAW_DATA"):
         load_dataset("cifar10", tiny[0] / "mine")
 
 
 def test_a_failed_download_says_what_else_can_be_done(cache, address, monkeypatch):
     monkeypatch.setattr(CIFAR10, "url", f"{address}/cifar-10-python.tar.gz")
-    with pytest.raises(TrlError, match=r"cifar10: download failed .*TRL_RAW_DATA can name a folder") as error:
+    with pytest.raises(TrlError, match=r"cifar10: download failed .*set TRL_RAW_DATA to a folder") as error:
         load_dataset("cifar10")
     assert "\n" not in str(error.value)
 

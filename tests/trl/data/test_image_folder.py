@@ -179,12 +179,12 @@ def not_in_parts(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        (remove("test"), r"holds no folder test or val; move a part of each class"),
-        (remove("train"), r"holds no folder train; it must hold train/CLASS"),
-        (not_in_parts, r"holds no folder train; it must hold train/CLASS"),
+        (remove("test"), r"has no folder test or val; move some images of each class"),
+        (remove("train"), r"has no folder train; it needs train/CLASS"),
+        (not_in_parts, r"has no folder train; it needs train/CLASS"),
         (remove("test/cat"), r"train and test must have the same classes; only one of them has cat"),
         (remove("train/cat"), r"train and test must have the same classes; only one of them has cat"),
-        (remove("train/cat", "test/cat"), r"has the class dog alone"),
+        (remove("train/cat", "test/cat"), r"has only the class dog"),
         (remove("test/cat", "test/dog"), r"test: Couldn't find any class folder"),
         (without_files, r"test: Found no valid file for the classes dog"),
     ],
@@ -200,9 +200,9 @@ def test_a_folder_of_another_layout_says_how_to_mend_it(folder: Path, change: An
 def test_a_missing_folder_and_too_few_or_too_large_images(folder: Path) -> None:
     with pytest.raises(TrlError, match="nowhere: no such folder"):
         read(folder / "nowhere")
-    with pytest.raises(TrlError, match=r"do not fit in memory: lower `size`"):
+    with pytest.raises(TrlError, match=r"do not fit in memory: use a smaller `size`"):
         read(folder, size=10**8)
-    with pytest.raises(TrlError, match=r"validation is 1; the 2 classes of image_folder allow 2 to 6"):
+    with pytest.raises(TrlError, match=r"validation is 1; with the 2 classes of image_folder, give 2 to 6"):
         split(read(folder), validation=1, seed=0)
     with pytest.raises(TrlError, match="size: should be greater than or equal to 1"):
         read(folder, size=0)
@@ -216,4 +216,4 @@ def test_files_that_are_left_out_are_counted(folder: Path, capsys: pytest.Captur
     (folder / "train/cat/notes.txt").write_text("a")
     (folder / "train/cat/b.heic").write_text("b")
     assert len(read(folder).train) == 8
-    assert "train: 2 files are left out" in capsys.readouterr().out
+    assert "train: skipped 2 files" in capsys.readouterr().out

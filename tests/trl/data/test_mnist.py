@@ -85,7 +85,7 @@ def test_a_broken_archive_is_named(tiny, file, change, why):
     with pytest.raises(TrlError, match=why) as error:
         load_dataset("mnist", tiny[0])
     assert str(error.value).startswith(f"{path}: ")
-    assert "fetch it again" in str(error.value)
+    assert "replace it" in str(error.value)
     assert "\n" not in str(error.value)
 
 
@@ -99,7 +99,7 @@ def test_a_missing_archive_is_named(tiny, file):
 
 
 def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(TrlError, match=f"{tmp_path}: holds no folder mnist; .*unset TRL_RAW_DATA"):
+    with pytest.raises(TrlError, match=f"{tmp_path}: has no folder mnist; .*unset TRL_RAW_DATA"):
         load_dataset("mnist", tmp_path)
     with pytest.raises(TrlError, match="no folder fashion_mnist or fashion-mnist"):
         load_dataset("fashion_mnist", tmp_path)
@@ -122,7 +122,7 @@ def test_download_goes_to_the_cache_and_is_verified(tiny, cache, address, monkey
 @pytest.mark.parametrize("name", SOURCES)
 def test_a_failed_download_says_what_else_can_be_done(cache, address, monkeypatch, name):
     monkeypatch.setattr(SOURCES[name], "mirrors", [f"{address}/nowhere/"])
-    with pytest.raises(TrlError, match=f"{name}: download failed .*TRL_RAW_DATA can name a folder") as error:
+    with pytest.raises(TrlError, match=f"{name}: download failed .*set TRL_RAW_DATA to a folder") as error:
         load_dataset(name)
     assert "\n" not in str(error.value)
 

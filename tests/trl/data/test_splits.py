@@ -54,7 +54,7 @@ def test_too_many_validation_images(validation):
 
 @pytest.mark.parametrize("validation", [0, 1, 49])
 def test_every_class_needs_an_image_on_either_side(validation):
-    with pytest.raises(TrlError, match=rf"data.validation is {validation}; the 2 classes of toy allow 2 to 48"):
+    with pytest.raises(TrlError, match=rf"data.validation is {validation}; with the 2 classes of toy, give 2 to 48"):
         split(numbered([30, 20]), validation, 0)
 
 
@@ -112,7 +112,7 @@ def test_another_hash_in_the_description_is_noticed(tmp_path):
     save_splits(split(numbered([30, 20]), 10, 0), tmp_path)
     description = json.loads((tmp_path / "data.json").read_text())
     (tmp_path / "data.json").write_text(json.dumps({**description, "sha256": "0" * 64}))
-    with pytest.raises(TrlError, match=r"sha256 is [0-9a-f]{64}, data.json says 0{64}"):
+    with pytest.raises(TrlError, match=r"sha256 of its arrays is [0-9a-f]{64}, but data.json has 0{64}"):
         load_splits(tmp_path)
 
 

@@ -67,7 +67,7 @@ def test_the_lists_of_boxes_are_not_needed(raw):
 
 
 def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(TrlError, match=f"{tmp_path}: holds no folder tiny-imagenet-200; .*unset TRL_RAW_DATA"):
+    with pytest.raises(TrlError, match=f"{tmp_path}: has no folder tiny-imagenet-200; .*unset TRL_RAW_DATA"):
         load_dataset("tiny_imagenet", tmp_path)
 
 
@@ -90,7 +90,7 @@ def test_a_missing_file_is_named(raw, file):
         ("val/images/val_2.JPEG", lambda content: b"<html>" + content, "cannot be decoded .*identify"),
         ("wnids.txt", lambda content: b"\n", "is not a table"),
         ("words.txt", lambda content: b"n01 goldfish", "is not a table of 2 or more columns"),
-        ("val/val_annotations.txt", lambda content: b"val_0.JPEG\tn09\n", "gives val_0.JPEG the class n09"),
+        ("val/val_annotations.txt", lambda content: b"val_0.JPEG\tn09\n", "assigns val_0.JPEG to the class n09"),
     ],
 )
 def test_a_broken_file_is_named(raw, file, change, why):
@@ -112,7 +112,7 @@ def test_an_image_of_another_size_is_named(raw):
 def test_a_class_without_images_is_named(raw):
     folder = raw / "tiny-imagenet-200/train/n01"
     shutil.rmtree(folder)
-    with pytest.raises(TrlError, match=f"{folder / 'images'}: holds no .JPEG file"):
+    with pytest.raises(TrlError, match=f"{folder / 'images'}: has no .JPEG files"):
         load_dataset("tiny_imagenet", raw)
 
 
@@ -140,5 +140,5 @@ def test_a_damaged_download_is_refused(archive, cache):
 
 def test_a_failed_download_says_what_else_can_be_done(archive, cache):
     archive.unlink()
-    with pytest.raises(TrlError, match=r"tiny_imagenet: download failed .*TRL_RAW_DATA can name a folder"):
+    with pytest.raises(TrlError, match=r"tiny_imagenet: download failed .*set TRL_RAW_DATA to a folder"):
         load_dataset("tiny_imagenet")
