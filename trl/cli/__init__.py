@@ -1,1 +1,1 @@
-"""Shell commands."""
+"""Command-line programs."""

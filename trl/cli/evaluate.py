@@ -1,8 +1,8 @@
-"""Robust accuracy of a model, from the shell: JSON on standard output, a table and progress on standard error.
+"""Measure the robust accuracy of a model. Prints JSON on standard output, a table and progress on standard error.
 
     python -m trl.cli.evaluate --model MODEL --data DATA --epsilon 8/255
 
-Exit status: 0; 1 with one line `error: …`; 2 for a command line that cannot be read; 130 when interrupted.
+Exit status: 0 on success; 1 after a line `error: …`; 2 for invalid arguments; 130 when interrupted.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from trl.common.errors import TrlError, in_one_line, origin
 
-if TYPE_CHECKING:  # PyTorch is loaded when the arguments have been read
+if TYPE_CHECKING:  # load PyTorch only after parsing the arguments
     from trl.attacks import Attack
     from trl.threat import Threat
 
@@ -26,12 +26,12 @@ COMMAND = "python -m trl.cli.evaluate"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse the command line, evaluate and write the result; the exit status."""
+    """Parse the command line, evaluate and write the result; returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
     given = _parser().parse_args(arguments)
     try:
         _check_writable(given.out, given.save_adversarials)
-        with contextlib.redirect_stdout(sys.stderr):  # standard output is for the JSON alone
+        with contextlib.redirect_stdout(sys.stderr):  # standard output is for JSON only
             result = robustness(given)
             print(f"\n{table(result)}")
         if given.out is None:
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from trl.common.files import write_json
 
             write_json(given.out, result)
-    except Exception as error:  # ours, or whatever the user's model raises
+    except Exception as error:  # ours, or from the user's model
         if given.debug:
             raise
         where = "" if isinstance(error, TrlError) else f" ({origin(error)}); --debug shows the traceback"
@@ -48,14 +48,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         again = f"{COMMAND} {shlex.join(arguments)}"
-        how = "to go on where it stopped" if given.state else "nothing is kept without --state FOLDER; to start anew"
+        how = "to resume" if given.state else "nothing is saved without --state FOLDER; to start over"
         print(f"interrupted; {how}: {again}", file=sys.stderr)
         return 130
     return 0
 
 
 def robustness(given: argparse.Namespace) -> dict[str, Any]:
-    """Evaluate what the arguments name; the result as JSON holds it. TrlError if they name nothing that can be."""
+    """Evaluate as the arguments say; returns the result ready for JSON. TrlError for invalid arguments."""
     from dataclasses import asdict
 
     import torch
@@ -73,7 +73,9 @@ def robustness(given: argparse.Namespace) -> dict[str, Any]:
     model, warnings = open_model(given.model, given.architecture, tuple(x.shape[1:]))
     known = try_out(model.to(device), x).shape[1]
     if classes and classes != known:
-        raise TrlError(f"the model has {known} classes, but {given.data} has {classes}; give the data it is for")
+        raise TrlError(
+            f"the model has {known} classes, but {given.data} has {classes}; give the data that it was trained on"
+        )
     facts = {
         "source": given.model,
         "sha256": _sha256(model.state_dict()),
@@ -89,7 +91,9 @@ def robustness(given: argparse.Namespace) -> dict[str, Any]:
             key=key,
         )
     except torch.OutOfMemoryError:
-        raise TrlError(f"{device} has too little memory for {given.batch_size} images; lower --batch-size") from None
+        raise TrlError(
+            f"{device} runs out of memory with batches of {given.batch_size} images; lower --batch-size"
+        ) from None
     if given.save_adversarials:
         correct = {f"correct.{name}": flags for name, flags in found.correct.items()}
         stored = {"images": found.adversarials, "labels": y.to(torch.int64).contiguous(), **correct}
@@ -113,7 +117,7 @@ def robustness(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """The figures for a reader: a line for the images as they are, each attack, its parts, and the worst case."""
+    """The figures as a table: a line for clean images, each attack, its parts, and the worst case."""
     from trl.report.table import show_epsilon
 
     def line(name: str, figures: dict[str, float], cost: dict[str, float] | None = None) -> str:
@@ -139,7 +143,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 class _List(argparse.Action):
-    """`--list`: what can be named, with options and their defaults; apart from --help, since it loads PyTorch."""
+    """`--list`: all names with options and defaults; not part of --help, because it loads PyTorch."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         from trl.attacks import ATTACKS
@@ -164,50 +168,50 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--model",
         required=True,
-        help="a folder with model.safetensors and config.json; a file of weights (.safetensors, .pt, .pth, .ckpt, …); "
-        "or package.module:function, which gives a torch.nn.Module from [0, 1] images to logits",
+        help="a folder with model.safetensors and config.json; a weights file (.safetensors, .pt, .pth, .ckpt, …); or "
+        "package.module:function, which returns a torch.nn.Module that maps [0, 1] images to logits",
     )
-    add("--architecture", metavar="NAME[:OPTIONS]", help="what a file of weights belongs to, such as wrn_34_10")
-    add("--data", required=True, help="a data set's name (its test images), with options as for --attack, or a "
+    add("--architecture", metavar="NAME[:OPTIONS]", help="the architecture of a weights file, such as wrn_34_10")
+    add("--data", required=True, help="the name of a data set (its test images), with options as for --attack, or a "
         ".safetensors or .npz file with images [n, c, h, w] (uint8, or float in [0, 1]) and labels [n]")  # fmt: skip
-    add("--samples", type=int, metavar="N", help="the first N images (default: all)")
-    add("--norm", default="linf", help="the threat's norm (default linf)")
-    add("--epsilon", required=True, help="the largest perturbation of images in [0, 1], such as 8/255")
+    add("--samples", type=int, metavar="N", help="use only the first N images (default: all)")
+    add("--norm", default="linf", help="norm of the threat (default linf)")
+    add("--epsilon", required=True, help="largest perturbation of images in [0, 1], such as 8/255")
     add(
         "--attack",
         action="append",
         metavar="NAME[:OPTIONS]",
         help="such as pgd:steps=50,step_size=2/255; may be repeated (default autoattack)",
     )
-    add("--batch-size", type=int, default=500, metavar="N", help="images at a time (default 500)")
+    add("--batch-size", type=int, default=500, metavar="N", help="batch size (default 500)")
     add(
         "--precision",
         choices=("fp32", "bf16"),
         default="fp32",
-        help="bf16 lets gradient attacks search in it, where that is measured to be faster; decisions are in fp32",
+        help="bf16 lets gradient attacks search in bf16 where that is faster; verdicts are always in fp32",
     )
     add(
         "--eight-bit",
         action="store_true",
-        help="count only what survives being rounded to 256 levels, as adversarial images are in a PNG",
+        help="round adversarial images to 256 levels first, as storing them as PNG would",
     )
-    add("--seed", type=int, default=0, help="of the attacks' randomness (default 0)")
+    add("--seed", type=int, default=0, help="seed of the attacks (default 0)")
     add("--device", help="cpu, cuda, cuda:1, … (default: TRL_DEVICE, or the GPU if there is one)")
-    add("--state", type=Path, metavar="FOLDER", help="keep what is done there, so that the same command can go on")
+    add("--state", type=Path, metavar="FOLDER", help="save progress there, so that the same command can resume")
     add("--out", type=Path, metavar="FILE", help="write the JSON there instead of to standard output")
     add(
         "--save-adversarials",
         type=Path,
         metavar="FILE.safetensors",
-        help="write what became of every image there, with its label: a file that --data reads. It is the worst case, "
-        "unless the model answers at random, which a warning says",
+        help="write every image there as attacked, with its label, in a format that --data reads; the worst case, "
+        "unless a warning says that the model's outputs are random",
     )
-    add("--debug", action="store_true", help="show the traceback of an error instead of one line")
+    add("--debug", action="store_true", help="show the full traceback of an error")
     return parser
 
 
 def _attacks(given: argparse.Namespace) -> "tuple[Threat, dict[str, Attack], dict[str, Any]]":
-    """The threat, the attacks by the name of their figures, and the same attacks as the JSON describes them."""
+    """The threat, the attacks by label, and their description for the JSON."""
     from pydantic import TypeAdapter, ValidationError
 
     from trl.attacks import ATTACKS, build_attack
@@ -255,9 +259,9 @@ def _circumstances(device: str) -> dict[str, Any]:
 
 
 def _sha256(state: "dict[str, Any]") -> str:
-    """Of a state dict as safetensors writes it: for a model the hash of the file that `save_model` writes.
+    """A hash of a state dict as safetensors would write it; for a model, that of the file `save_model` writes.
 
-    What is no plain tensor, such as quantised weights and extra state, is hashed beside it.
+    Anything but plain tensors, such as quantised weights and extra state, is hashed in addition.
     """
     import hashlib
 
@@ -282,11 +286,11 @@ def _sha256(state: "dict[str, Any]") -> str:
 
 
 def _check_writable(*paths: Path | None) -> None:
-    """TrlError before any work for a file that cannot be written after it."""
+    """TrlError, before any work, if a result file cannot be written."""
     for path in filter(None, paths):
         folder = next(parent for parent in path.absolute().parents if parent.exists())
         if path.is_dir() or not (folder.is_dir() and os.access(folder, os.W_OK)):
-            raise TrlError(f"{path}: cannot be written; name a file in a folder that can be")
+            raise TrlError(f"{path}: cannot be written; give a file in a writable folder")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a command line names: a model in a folder, a file or a Python module; a data set by its name or in a file."""
+"""Open what a command line names: a model in a folder, file or Python module; a data set by name or in a file."""
 
 import hashlib
 import importlib
@@ -22,7 +22,7 @@ from trl.models.io import CONFIG, WEIGHTS
 
 
 class Images(NamedTuple):
-    """Images, uint8 or float in [0, 1], [n,…], their labels, integer [n], and the number of classes if it is known."""
+    """Images, uint8 or float in [0, 1], [n,…], labels, integer [n], and the number of classes if known."""
 
     images: Tensor
     labels: Tensor
@@ -30,7 +30,7 @@ class Images(NamedTuple):
 
 
 def parse_choice(text: str) -> tuple[str, dict[str, Any]]:
-    """`name` or `name:option=value,…` as name and options; a list is written `[a, b]`. TrlError if it is neither."""
+    """Parse `name` or `name:option=value,…`; lists are written `[a, b]`. TrlError for anything else."""
     name, _, rest = text.partition(":")
     try:
         options = yaml.safe_load("{" + rest.replace("=", ": ") + "}")
@@ -38,16 +38,16 @@ def parse_choice(text: str) -> tuple[str, dict[str, Any]]:
         options = None
     named = isinstance(options, dict) and all(isinstance(key, str) for key in options)
     if not name or not named or len(options) != rest.count("="):
-        raise TrlError(f"{text!r} is not understood; write NAME or NAME:option=value,option=value")
+        raise TrlError(f"cannot parse {text!r}; write NAME or NAME:option=value,option=value")
     return name, options
 
 
 def open_images(source: str, samples: int | None = None) -> Images:
     """The first `samples` test images of a data set, or of a .safetensors or .npz file.
 
-    A data set is written as `parse_choice` reads it. A file holds `images`, channels first, and `labels`: class numbers
-    of any type [n] or [n, 1], or one-hot rows [n, classes]. TrlError: no such data set or file, one that is damaged, or
-    images or labels of another form.
+    A data set is given as for `parse_choice`. A file holds `images`, channels first, and `labels`: class numbers of any
+    type [n] or [n, 1], or one-hot rows [n, classes]. TrlError: the data set or file is unknown or damaged, or its
+    images or labels have another shape.
     """
     path = Path(source)
     if path.suffix in (".safetensors", ".npz"):
@@ -60,18 +60,18 @@ def open_images(source: str, samples: int | None = None) -> Images:
         except TrlError as error:
             if name in DATASETS.names():
                 raise
-            raise TrlError(f"{error}; or a .safetensors or .npz file with images and labels") from None
+            raise TrlError(f"{error}; or give a .safetensors or .npz file with images and labels") from None
         found = Images(dataset.test.images, dataset.test.labels, len(dataset.classes))
     return Images(found.images[:samples], found.labels[:samples], found.classes)
 
 
 def open_model(source: str, architecture: str | None, shape: tuple[int, ...]) -> tuple[nn.Module, list[str]]:
-    """The model that `source` names, and what the user should know about how it was read.
+    """The model that `source` names, and notes for the user about how it was read.
 
-    `source`: a folder written by `save_model`; a file of weights (`SUFFIXES`) for `architecture`, written as
-    `parse_choice` reads it, on images of `shape`; or `package.module:name`, a module or a function that makes one.
-    Weights are matched by name, else, in files that keep it, by order and shape. A model of a folder or a file is in
-    eval mode, one of Python as it was given. TrlError if that leads to no model.
+    `source`: a folder written by `save_model`; a weights file (`SUFFIXES`) for `architecture`, given as for
+    `parse_choice`, with images of `shape`; or `package.module:name`, a module or a function that returns one. Weights
+    are matched by name, or by order and shape in files that keep the order. Models from folders and files are in eval
+    mode, Python models in the mode they were given. TrlError if there is no such model.
     """
     path = Path(source)
     if path.is_dir():
@@ -82,15 +82,15 @@ def open_model(source: str, architecture: str | None, shape: tuple[int, ...]) ->
         return _from_python(source), []
     raise TrlError(
         f"no model {source!r}; give a folder with model.safetensors and config.json, "
-        f"a file of weights ({', '.join(SUFFIXES)}), or package.module:function"
+        f"a weights file ({', '.join(SUFFIXES)}), or package.module:function"
     )
 
 
 def model_key(source: str, model: nn.Module) -> str:
-    """A hash of what `open_model` made `model` of: a file, a folder's files, or Python files.
+    """A hash of the files that `open_model` made `model` from: a file, a folder's files, or Python files.
 
-    These are all that are loaded from the folders where the function and the model's classes are written. What these
-    read from elsewhere is not in it.
+    For Python models these are all loaded files in the folders that define the function and the model's classes.
+    Anything that they read from elsewhere is not covered.
     """
     path = Path(source)
     if path.exists():
@@ -110,18 +110,18 @@ def model_key(source: str, model: nn.Module) -> str:
 
 
 def _channels_first(path: Path, images: Tensor) -> Tensor:
-    few = (1, 3, 4)  # channels that images have
+    few = (1, 3, 4)  # usual numbers of channels
     if images.ndim == 3:
-        mend = "have no channel; save images[:, None]"
+        fix = "have no channel dimension; save images[:, None]"
     elif images.ndim == 4 and images.shape[3] in few and images.shape[1] not in few:
-        mend = "have their channels last; save images.transpose(0, 3, 1, 2)"
+        fix = "have their channels last; save images.transpose(0, 3, 1, 2)"
     else:
         return images
-    raise TrlError(f"{path}: images {list(images.shape)} {mend}, which is [n, channels, height, width]")
+    raise TrlError(f"{path}: images {list(images.shape)} {fix}, which is [n, channels, height, width]")
 
 
 def _class_numbers(path: Path, labels: Tensor) -> Tensor:
-    """Integers [n]; TrlError unless the labels say one class for each image."""
+    """Labels as integers [n]; TrlError unless they give one class per image."""
     numbers = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
     if numbers.ndim == 2 and bool(((numbers == 0) | (numbers == 1)).all() and (numbers.sum(1) == 1).all()):
         return numbers.to(torch.int8).argmax(1)
@@ -135,7 +135,7 @@ def _class_numbers(path: Path, labels: Tensor) -> Tensor:
 
 
 def _is_source(file: Path, folder: Path) -> bool:
-    """Is it Python code below `folder`, but not of a package that is installed there?"""
+    """Whether `file` is Python code below `folder`, but not in a package installed there."""
     if file.suffix != ".py" or not file.is_relative_to(folder):
         return False
     return "site-packages" not in file.relative_to(folder).parts
@@ -144,7 +144,7 @@ def _is_source(file: Path, folder: Path) -> bool:
 def _from_weights(path: Path, architecture: str | None, shape: tuple[int, ...]) -> tuple[Classifier, list[str]]:
     weights, notes = read_weights(path)
     if architecture is None:
-        raise TrlError(f"{path}: holds weights only; give --architecture, one of {', '.join(MODELS.names())}")
+        raise TrlError(f"{path}: holds only weights; give --architecture, one of {', '.join(MODELS.names())}")
     name, options = parse_choice(architecture)
     MODELS.check(name, options)
     constants = normalisation(weights, shape[0])
@@ -159,15 +159,17 @@ def _from_weights(path: Path, architecture: str | None, shape: tuple[int, ...]) 
 
 
 def _normalised(path: Path, constants: dict[str, tuple[str, list[float]]], architecture: str, given: bool) -> list[str]:
-    """What to say of the constants of a normalisation in a file; TrlError if they matter and are not `given`."""
+    """Notes on normalisation constants in a weights file; TrlError if they matter and are not `given` as options."""
     held = ", ".join(f"{name}={values}" for name, (_, values) in constants.items())
     if given and constants:
-        return [f"{path}: its {held} is left out; the normalisation is that of {architecture}"]
+        return [f"{path}: ignored its {held}; normalisation is that of {architecture}"]
     if any(value != (kind == "std") for kind, values in constants.values() for value in values):
         found = dict(constants.values())
         mean, std = found.get("mean", "[…]"), found.get("std", "[…]")
         options = f"{architecture}{',' if ':' in architecture else ':'}mean={mean},std={std}"
-        raise TrlError(f"{path}: images are normalised by {held}; give it, in [0, 1] units: --architecture '{options}'")
+        raise TrlError(
+            f"{path}: images are normalised by {held}; give this for images in [0, 1]: --architecture '{options}'"
+        )
     return []
 
 
@@ -182,10 +184,10 @@ def _from_python(source: str) -> nn.Module:
         model = found if isinstance(found, nn.Module) else found()
     except TrlError:
         raise
-    except (Exception, SystemExit) as error:  # whatever the user's code raises: where it did is what helps
+    except (Exception, SystemExit) as error:  # from the user's code: report where it was raised
         where = origin(error)
         ours = where.startswith((__file__, "<frozen importlib._bootstrap>"))
         raise TrlError(f"{source}: {in_one_line(error)}{'' if ours else f' ({where})'}") from None
     if not isinstance(model, nn.Module):
-        raise TrlError(f"{source}: gives a {type(model).__name__}, not a torch.nn.Module")
+        raise TrlError(f"{source}: returns a {type(model).__name__}, not a torch.nn.Module")
     return model

@@ -1,4 +1,4 @@
-"""Weights in files of other programs: found among what is saved beside them, and fitted to a model of ours."""
+"""Weights in files of other programs: find them in a checkpoint, and match them to one of our models."""
 
 import re
 import zipfile
@@ -18,16 +18,16 @@ from trl.common.errors import TrlError, in_one_line
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".tar", ".bin", ".th", ".pt2")
 
-# keys under which people save a model, the first of them that is there wins; a moving average comes after all others
+# usual keys of a model in a checkpoint, the first one found wins; moving averages come last
 USUAL = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "module", "classifier", "weights")
 AVERAGE = re.compile("(^|_)(ema|swa)(_|$)|averag")
-OTHER = re.compile("optim|sched|scaler")  # states that are no weights of a model
-COUNTERS = ("num_batches_tracked", "n_averaged")  # no evaluation depends on them
-WRAPPERS = ("module", "_orig_mod")  # of DataParallel and of torch.compile, at any depth
-CONSTANT = re.compile(r"(?!running_)(?:\w+_)?(?:(means?|mu)|(stds?|sds?|sigma))")  # of a normalisation: mean, or std
-DEPTH = 4  # of mappings in mappings
+OTHER = re.compile("optim|sched|scaler")  # states other than model weights
+COUNTERS = ("num_batches_tracked", "n_averaged")  # evaluation does not depend on them
+WRAPPERS = ("module", "_orig_mod")  # added by DataParallel and torch.compile, at any depth
+CONSTANT = re.compile(r"(?!running_)(?:\w+_)?(?:(means?|mu)|(stds?|sds?|sigma))")  # of a normalisation: mean or std
+DEPTH = 4  # nested mappings to search
 
-# what is saved beside weights and holds numbers and text only
+# types saved along with weights that hold only numbers and text
 _BESIDE: list[Any] = [
     *((np.float64().__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
     *(np.dtype, *{type(np.dtype(code)) for code in np.typecodes["AllInteger"] + np.typecodes["Float"] + "?"}),
@@ -36,10 +36,10 @@ _BESIDE: list[Any] = [
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], list[str]]:
-    """The weights in a file by name, in its order as far as it has one, and what the user should know about them.
+    """The weights in a file by name, in the file's order if it has one, and notes for the user.
 
-    They may lie in mappings, under `USUAL` keys or as the only ones. The names are without `WRAPPERS`; a weight under
-    two names has its first. TrlError if the file cannot be read, or holds no weights, or several models' alike.
+    They may be nested in mappings, under `USUAL` keys or as the only weights. `WRAPPERS` are removed from names; a
+    weight with two names keeps the first. TrlError if the file cannot be read, holds no weights, or is ambiguous.
     """
     notes: list[str] = []
     if path.suffix == ".safetensors":
@@ -59,7 +59,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], list[str]]:
 
 
 def normalisation(weights: Mapping[str, Tensor], channels: int) -> dict[str, tuple[str, list[float]]]:
-    """The constants of a normalisation among `weights`: name → "mean" or "std", and one value for each channel."""
+    """Normalisation constants among `weights`: name → "mean" or "std", and one value per channel."""
     found = {}
     for name, tensor in weights.items():
         constant = CONSTANT.fullmatch(name.rpartition(".")[2])
@@ -72,20 +72,20 @@ def normalisation(weights: Mapping[str, Tensor], channels: int) -> dict[str, tup
 def fit(
     path: Path, model: str, expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """`weights` of the file `path` under the names and types of `expected`, a state dict of `model`, and notes.
+    """`weights` of the file `path` with the names and dtypes of `expected`, a state dict of `model`, and notes.
 
-    They are matched by name, after whatever prefix all of them have; if the names are others, by order and shape, in
-    files that keep the order. TrlError if weights are missing, left over, of another shape, or not finite.
+    They are matched by name, after a common prefix; if the names differ, by order and shape in files that keep the
+    order. TrlError if weights are missing, left over, of another shape, or not finite.
     """
     names, notes = _match(path, model, expected, weights)
     chosen = {}
     for wanted, given in names:
         there, here = (_shape(tensors.get(key)) for tensors, key in ((expected, wanted), (weights, given)))
         if there != here:
-            raise TrlError(f"{path}: does not fit {model}: expected {wanted} {there}, found {given} {here}")
+            raise TrlError(f"{path}: does not match {model}: expected {wanted} {there}, found {given} {here}")
         tensor, kind = weights[given], expected[wanted].dtype
         dense = tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_meta
-        counts = wanted.endswith(COUNTERS)  # they may have been converted with the weights
+        counts = wanted.endswith(COUNTERS)  # counters may have been converted along with the weights
         if not dense or (tensor.is_floating_point() != kind.is_floating_point and not counts):
             raise TrlError(f"{path}: {given!r} is {_type(tensor)}; save dense {str(kind).removeprefix('torch.')}")
         chosen[wanted] = tensor.to(kind)
@@ -100,8 +100,8 @@ def fit(
 def _match(
     path: Path, model: str, expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]
 ) -> tuple[list[tuple[Any, Any]], list[str]]:
-    """Pairs of a name that is expected and the one that is given for it."""
-    counted = any(name.endswith(COUNTERS[0]) for name in weights)  # PyTorch 0.3 did not count
+    """Pairs of an expected name and the given name that matches it."""
+    counted = any(name.endswith(COUNTERS[0]) for name in weights)  # PyTorch 0.3 had no counters
     wanted = [name for name in expected if counted or not name.endswith(COUNTERS)]
     prefixes = Counter(
         given.removesuffix(name) for given in weights for name in wanted if f".{given}".endswith(f".{name}")
@@ -113,23 +113,23 @@ def _match(
     else:
         notes = []
         best, count = max(prefixes.items(), key=lambda item: item[1], default=("", 0))
-        if 2 * count <= len(wanted):  # other names altogether
+        if 2 * count <= len(wanted):  # the names are different
             return _by_order(path, model, wanted, weights)
     known = {prefix + name for prefix in whole or [best] for name in wanted}
     missing = [name for name in wanted if best + name not in weights]
     left = [name for name in weights if name not in known and not name.endswith(COUNTERS)]
     if missing or left:
         what = [f"{word} {_few(names)}" for word, names in (("missing", missing), ("left over", left)) if names]
-        raise TrlError(f"{path}: does not fit {model}: {'; '.join(what)}; give its options, or save its weights alone")
+        raise TrlError(f"{path}: does not match {model}: {'; '.join(what)}; give its options, or save only its weights")
     return [(name, best + name) for name in wanted], notes
 
 
 def _by_order(
     path: Path, model: str, wanted: Sequence[str], weights: Mapping[str, Tensor]
 ) -> tuple[list[tuple[Any, Any]], list[str]]:
-    if path.suffix == ".safetensors":  # it keeps no order
+    if path.suffix == ".safetensors":  # not in order
         odd = sorted(set(wanted) ^ weights.keys())[0]
-        raise TrlError(f"{path}: does not fit {model} at {odd!r}; a .safetensors file must have its names")
+        raise TrlError(f"{path}: does not match {model} at {odd!r}; a .safetensors file must use the model's names")
     counted = any(name.endswith(COUNTERS) for name in wanted)
     given = [name for name in weights if not name.endswith(COUNTERS if not counted else COUNTERS[1:])]
     note = f"{path}: weights matched by order and shape, since their names are not the architecture's"
@@ -137,7 +137,7 @@ def _by_order(
 
 
 def _load(path: Path) -> Any:
-    """What torch.save wrote; TrlError for a program and for all that could run one."""
+    """What torch.save wrote; TrlError for programs and anything else that could execute code."""
     try:
         names = zipfile.ZipFile(path).namelist() if zipfile.is_zipfile(path) else []
         program = {"/constants.pkl": "torch.jit.load", "/models/model.json": "torch.export.load"}
@@ -146,7 +146,7 @@ def _load(path: Path) -> Any:
                 call = f"{load}({path.name!r})" + (".module()" if "export" in load else "")
                 raise TrlError(
                     f"{path}: a program, not weights; give --model package.module:function, "
-                    f"a function of yours that returns {call}"
+                    f"your own function that returns {call}"
                 )
         with torch.serialization.safe_globals(_BESIDE):
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -154,18 +154,18 @@ def _load(path: Path) -> Any:
         raise
     except OSError as error:
         raise TrlError(f"{path}: cannot be read ({error.strerror}); check the path") from None
-    except Exception as error:  # a file of another kind can make the unpickler fail in any way
+    except Exception as error:  # another kind of file can make the unpickler fail in any way
         if "weights_only" in str(error):
             kind = re.search(r"GLOBAL ([\w.]+)", str(error))
             what = f" ({kind[1]})" if kind else ""
             raise TrlError(
-                f"{path}: holds more than tensors{what}, which is not loaded; save model.state_dict()"
+                f"{path}: holds unsafe objects{what}, which are not loaded; save model.state_dict()"
             ) from None
         raise TrlError(f"{path}: damaged ({in_one_line(error)}); save model.state_dict() again") from None
 
 
 def _state_dicts(content: object, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
-    """The innermost mappings with a matrix, whose keys are text, by the keys that lead there."""
+    """Innermost mappings that hold a matrix, with the path of keys to each."""
     if not isinstance(content, Mapping) or len(keys) > DEPTH:
         return
     named = {key: value for key, value in content.items() if isinstance(key, str)}
@@ -182,7 +182,7 @@ def _state_dicts(content: object, keys: tuple[str, ...] = ()) -> Iterator[tuple[
 
 
 def _choose(path: Path, candidates: Sequence[tuple[str, ...]]) -> tuple[tuple[str, ...], list[str]]:
-    """Which of several models in a file is meant, by the keys that lead to them; a note if there is more than one."""
+    """Choose among several models in a file by their paths of keys; a note if there is more than one."""
 
     def rank(keys: tuple[str, ...]) -> list[int]:
         others = len(USUAL)
@@ -193,14 +193,14 @@ def _choose(path: Path, candidates: Sequence[tuple[str, ...]]) -> tuple[tuple[st
         return first, []
     if rank(first) == rank(rest[0]):
         both = ", ".join(repr(".".join(keys)) for keys in (first, *rest))
-        raise TrlError(f"{path}: holds several models ({both}); save the state dict of the one that is meant")
+        raise TrlError(f"{path}: holds several models ({both}); save only the state dict to evaluate")
     taken, left = repr(".".join(first)), _few([".".join(keys) for keys in rest])
     why = "usual keys come first, averages last"
-    return first, [f"{path}: took the weights under {taken}, not under {left} ({why}); save those alone to use them"]
+    return first, [f"{path}: using the weights under {taken}, not under {left} ({why}); to use those, save only them"]
 
 
 def _without_copies(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Each tensor once, under its first name: a wrapper may have saved the model that it attacks or averages twice."""
+    """Each tensor once, under its first name: some wrappers save the model that they hold twice."""
     found: dict[Any, tuple[str, Tensor]] = {}
     for name, tensor in weights.items():
         where = (tensor.data_ptr(), tensor.shape, tensor.stride()) if tensor.layout == torch.strided else None

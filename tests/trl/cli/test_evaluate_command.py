@@ -185,7 +185,10 @@ def test_list_names_what_can_be_chosen(capsys: pytest.CaptureFixture[str]) -> No
     ("changed", "message"),
     [
         ({"--model": "nowhere"}, "no model 'nowhere'; give a folder"),
-        ({"--model": "torch.nn:Flatten"}, "the model has 64 classes, but digits has 10; give the data it is for"),
+        (
+            {"--model": "torch.nn:Flatten"},
+            "the model has 64 classes, but digits has 10; give the data that it was trained on",
+        ),
         ({"--model": "torch.nn:Conv2d"}, "torch.nn:Conv2d: TypeError: "),
         (
             {"--model": f"{__name__}:grey"},
@@ -203,7 +206,7 @@ def test_list_names_what_can_be_chosen(capsys: pytest.CaptureFixture[str]) -> No
         ({"--attack": "pgd:stepz=3"}, "attack pgd: stepz: unknown key; allowed: steps, step_size"),
         ({"--attack": "pgd:threat=3"}, "attack pgd: threat: unknown key"),
         ({"--attack": "pgd:steps=0"}, "attack pgd: steps: should be greater than or equal to 1, not 0"),
-        ({"--attack": "pgd:steps"}, "'pgd:steps' is not understood; write NAME"),
+        ({"--attack": "pgd:steps"}, "cannot parse 'pgd:steps'; write NAME"),
         ({"--norm": "l7"}, "unknown norm 'l7'; known: linf"),
         ({"--epsilon": "8/0"}, "--epsilon 8/0: give a number of at least 0, such as 8/255"),
         ({"--epsilon": "-1"}, "--epsilon -1: give a number"),
@@ -246,7 +249,7 @@ def test_interrupted(
     arguments = ["--model", str(folder), "--data", "digits", "--epsilon", "0.1", "--attack", "fgsm", *state]
     assert main(arguments) == 130
     said = capsys.readouterr().err
-    how = "to go on where it stopped" if state else "nothing is kept without --state FOLDER; to start anew"
+    how = "to resume" if state else "nothing is saved without --state FOLDER; to start over"
     assert said == f"interrupted; {how}: python -m trl.cli.evaluate {' '.join(arguments)}\n"
 
 

@@ -81,7 +81,7 @@ def test_every_form_gives_the_model(form: str, tmp_path: Path, monkeypatch: pyte
 
 def test_safetensors_are_never_matched_by_order(tmp_path: Path) -> None:
     save_file({f"layer{i}": v for i, v in enumerate(network().state_dict().values())}, tmp_path / "w.safetensors")
-    with pytest.raises(TrlError, match=r"w\.safetensors: does not fit mlp.* at .*must have its names"):
+    with pytest.raises(TrlError, match=r"w\.safetensors: does not match mlp.* at .*must use the model's names"):
         open_model(str(tmp_path / "w.safetensors"), "mlp:width=16", SHAPE)
 
 
@@ -96,20 +96,20 @@ class Evil:
         ("nowhere", None, "no model 'nowhere'; give a folder"),
         ("absent.pth", None, "absent.pth: cannot be read"),
         ("absent.safetensors", None, "absent.safetensors: cannot be read"),
-        ("good.pth", None, "holds weights only; give --architecture, one of mlp, "),
+        ("good.pth", None, "holds only weights; give --architecture, one of mlp, "),
         ("good.pth", "vit", "unknown model 'vit'; known: mlp"),
         ("good.pth", "mlp:widht=16", "mlp: widht: unknown key; allowed: width, depth"),
-        ("good.pth", "mlp:width=17", r"good.pth: does not fit mlp:width=17 .* expected body.1.weight \[17, 64\]"),
+        ("good.pth", "mlp:width=17", r"good.pth: does not match mlp:width=17 .* expected body.1.weight \[17, 64\]"),
         ("good.pth", "mlp:width=16,depth=3", "missing body.5.weight, body.5.bias; give its options"),
         ("nan.pth", "mlp:width=16", "nan.pth: 'head.bias' holds NaN"),
         ("list.pth", "mlp", "list.pth: no state dict"),
-        ("evil.pth", "mlp", "evil.pth: holds more than tensors, which is not loaded"),
+        ("evil.pth", "mlp", "evil.pth: holds unsafe objects, which are not loaded"),
         ("text.pth", "mlp", "text.pth: "),
         ("text.safetensors", "mlp", "text.safetensors: damaged"),
         ("empty_folder", None, "config.json: cannot be read"),
         ("no_such_module:make", None, "no_such_module:make: ModuleNotFoundError: No module named 'no_such_module'$"),
         ("collections:make", None, "collections:make: AttributeError"),
-        ("collections:OrderedDict", None, "gives a OrderedDict, not a torch.nn.Module"),
+        ("collections:OrderedDict", None, "returns a OrderedDict, not a torch.nn.Module"),
         ("user_broken:make", None, r"user_broken:make: ValueError: no luck .*user_broken.py:2"),
         ("user_script:make", None, r"user_script:make: SystemExit: give DATA .*user_script.py:2"),
     ],
@@ -152,7 +152,7 @@ def test_images_in_a_file(suffix: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("cifar", "unknown data set 'cifar'; known: cifar10, .*; or a .safetensors or .npz file"),
+        ("cifar", "unknown data set 'cifar'; known: cifar10, .*; or give a .safetensors or .npz file"),
         ("absent.npz", "absent.npz: cannot be read"),
         ("absent.safetensors", "absent.safetensors: cannot be read"),
         (
@@ -163,7 +163,7 @@ def test_images_in_a_file(suffix: str, tmp_path: Path) -> None:
         ("array.npz", "array.npz: not a .npz file of numbers"),
         ("text.npz", "text.npz: not a .npz file of numbers"),
         ("half.safetensors", r"half.safetensors: no labels; it holds images \[2, 1, 8, 8\]"),
-        ("grey.npz", r"grey.npz: images \[2, 8, 8\] have no channel; save images\[:, None\]"),
+        ("grey.npz", r"grey.npz: images \[2, 8, 8\] have no channel dimension; save images\[:, None\]"),
         ("last.npz", r"last.npz: images \[2, 8, 8, 3\] have their channels last; save images.transpose\(0, 3, 1, 2\)"),
         ("soft.npz", r"soft.npz: labels \[2, 2\]: give one class number per image, such as labels.argmax\(1\)"),
     ],

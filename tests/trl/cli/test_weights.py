@@ -80,7 +80,7 @@ def test_of_a_model_and_its_average_the_model_is_taken_and_it_is_said(
 ) -> None:
     model, (note,) = opened(content, tmp_path / "w.pth")
     assert_same(model, network())
-    assert f"took the weights under {taken}, not under {left} (" in note
+    assert f"using the weights under {taken}, not under {left} (" in note
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module.model.", "net.0.", "1.", "a.b.c."])
@@ -149,12 +149,12 @@ class Stored(Normalise):
 def test_a_normalisation_before_the_model(names: str, tmp_path: Path) -> None:
     weights = state() if names == "ours" else dict(enumerate_names(state()))
     before = named("0.", dict(Stored(0.25, 0.5).state_dict()))
-    with pytest.raises(TrlError, match=r"normalised by 0.mean=\[0.25\], 0.std=\[0.5\]; give it") as error:
+    with pytest.raises(TrlError, match=r"normalised by 0.mean=\[0.25\], 0.std=\[0.5\]; give this") as error:
         opened(before | named("1.", weights), tmp_path / "w.pth")
     mend = str(error.value).partition("--architecture ")[2].strip("'")
     model, notes = open_model(str(tmp_path / "w.pth"), mend, SHAPE)
     assert_same(model, network(mean=[0.25], std=[0.5]))
-    assert f"0.std=[0.5] is left out; the normalisation is that of {mend}" in notes[0]
+    assert f"0.std=[0.5]; normalisation is that of {mend}" in notes[0]
 
     before = named("0.", dict(Stored(0.0, 1.0).state_dict()))  # one that does nothing
     assert_same(opened(before | named("1.", weights), tmp_path / "w.pth")[0], network())
@@ -169,13 +169,13 @@ def test_a_normalisation_before_the_model(names: str, tmp_path: Path) -> None:
         (lambda w: {k: v.to(torch.int8) for k, v in w.items()}, "is int8; save dense float32"),
         (lambda w: w | {"head.weight": w["head.weight"].to_sparse()}, "'head.weight' is float32; save dense float32"),
         (lambda w: {k: 1e300 * v.double() for k, v in w.items()}, "holds NaN or infinite values"),
-        (lambda w: {"first": w, "second": w}, "holds several models ('first', 'second'); save the state dict of the"),
+        (lambda w: {"first": w, "second": w}, "holds several models ('first', 'second'); save only the state dict"),
         (lambda w: {"epoch": 3, "acc": 91.2}, "no state dict; it holds epoch, acc; save model.state_dict"),
         (lambda w: {"biases": torch.ones(3)}, "no state dict; it holds biases; save model.state_dict"),
         (lambda w: {}, "no state dict; it holds nothing; save model.state_dict"),
         (
             lambda w: network(),
-            "holds more than tensors (trl.models.base.Classifier), which is not loaded; save",
+            "holds unsafe objects (trl.models.base.Classifier), which are not loaded; save",
         ),
     ],
 )
