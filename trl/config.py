@@ -1,4 +1,4 @@
-"""params.yaml as typed, validated objects: one class per section. Nothing else in the project holds a knob."""
+"""params.yaml as typed, validated objects, one class per section. All settings of the pipeline live here."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -26,14 +26,14 @@ Attacks = Annotated[dict[str, AttackSpec], NAMED_BY_KEY, Field(min_length=1)]
 
 
 class Threat(Section):
-    """What the attacker may do: perturbations of at most `epsilon` in `norm`, for images in [0, 1]."""
+    """The threat model: perturbations of at most `epsilon` in `norm`, for images in [0, 1]."""
 
     norm: Literal["linf", "l2", "l1"] = "linf"
     epsilon: NonNegative
 
 
 class Optimizer(Section):
-    """Adam, AdamW or SGD; weight decay acts on weight matrices and filters only, never on biases and norms."""
+    """Adam, AdamW or SGD; weight decay applies only to weight matrices and filters, not to biases and norm layers."""
 
     name: Literal["adam", "adamw", "sgd"] = "adam"
     lr: Positive
@@ -43,7 +43,7 @@ class Optimizer(Section):
 
 
 class Schedule(Section):
-    """Learning rate over epochs: constant, steps (× `gamma` at each milestone), cosine to 0, or triangle."""
+    """Learning-rate schedule in epochs: constant, steps (× `gamma` at each milestone), cosine to 0, or triangle."""
 
     name: Literal["constant", "steps", "cosine", "triangle"] = "constant"
     milestones: tuple[NonNegative, ...] = ()
@@ -52,7 +52,7 @@ class Schedule(Section):
 
 
 class Augment(Section):
-    """Random changes to training images, on the device: `crop` zero-padding in pixels, `flip`, `saturation` jitter."""
+    """Augmentation of training images on the device: `crop` zero-padding in pixels, `flip`, `saturation` jitter."""
 
     crop: Annotated[int, Field(ge=0)] = 0
     flip: bool = False
@@ -60,7 +60,7 @@ class Augment(Section):
 
 
 class Validation(Section):
-    """Model selection on held-out training images: every `every` epochs, under `attack`."""
+    """Model selection on validation images: every `every` epochs, under `attack`."""
 
     every: Count = 1
     attack: AttackSpec
@@ -79,14 +79,14 @@ class Train(Section):
     clip_norm: Positive | None = None
     ema: Annotated[Real, Field(gt=0, lt=1)] | None = None
     attack: AttackSpec
-    epsilon_warmup_epochs: NonNegative = 0.0  # the attack's epsilon grows from 0: small networks else stay at chance
+    epsilon_warmup_epochs: NonNegative = 0.0  # epsilon grows from 0; without it, small networks stay at chance
     validation: Validation
 
 
 class Data(Spec):
-    """The data set with its options, and how many of its training images are held out (chosen by `split_seed`).
+    """The data set with its options, and how many training images to hold out (chosen by `split_seed`).
 
-    They stand side by side: `{name: image_folder, path: data/flowers, size: 32, validation: 150}`.
+    All in one mapping: `{name: image_folder, path: data/flowers, size: 32, validation: 150}`.
     """
 
     validation: Count
@@ -106,7 +106,7 @@ class Data(Spec):
 
 
 class Curve(Section):
-    """Robust accuracy against epsilon: one attack, its step size scaled with epsilon."""
+    """Robust accuracy as a function of epsilon: one attack, its step size scaled with epsilon."""
 
     attack: AttackSpec
     epsilons: Annotated[tuple[NonNegative, ...], Field(min_length=1)]
@@ -114,9 +114,9 @@ class Curve(Section):
 
 
 class Evaluation(Section):
-    """The attacks that the reported accuracy must survive, on the first `samples` test images (all if null).
+    """The attacks behind the reported robust accuracy, on the first `samples` test images (all if null).
 
-    `precision` bf16 lets gradient attacks search in it where the device is faster so; decisions are in fp32.
+    `precision` bf16 lets gradient attacks search in bf16 where that is faster; verdicts are always in fp32.
     """
 
     samples: Count | None = None
@@ -127,25 +127,25 @@ class Evaluation(Section):
 
 
 class Adaptive(Section):
-    """Attacks on classifier and detector at once, on the first `samples` of the images (all if null)."""
+    """Attacks on classifier and detector at once, on the first `samples` images (all if null)."""
 
     samples: Count | None = None
     attacks: Attacks
 
 
 class DetectionCurve(Section):
-    """AUC of the deployed detector against epsilon, under the first static and the first adaptive attack."""
+    """AUC of the deployed detector as a function of epsilon, under the first static and the first adaptive attack."""
 
     epsilons: Annotated[tuple[NonNegative, ...], Field(min_length=1)]
     samples: Count | None = None
 
 
 class Detection(Section):
-    """The detectors that are compared, and the one of them that is deployed (`detector`).
+    """The detectors to compare, and the one to deploy (`detector`).
 
-    `false_alarms`: the share of natural images that may be rejected; the thresholds are calibrated for it on the
-    validation images. `attacks` know nothing of the detectors, `adaptive` ones do. `epsilon` null means the recipe's
-    threat.
+    `false_alarms`: the fraction of natural images that may be rejected; thresholds are calibrated for it on the
+    validation images. `attacks` ignore the detectors, `adaptive` attacks target them. `epsilon` null means the epsilon
+    of the recipe's threat.
     """
 
     detectors: Annotated[dict[str, DetectorSpec], NAMED_BY_KEY, Field(min_length=1)]
@@ -168,12 +168,14 @@ class Detection(Section):
             )
         for name in ("adaptive", "stage attack"):
             if name in self.attacks:
-                raise refuse(f"{name!r} is the name of a worst case over several attacks: choose another", ("attacks",))
+                raise refuse(
+                    f"{name!r} is reserved for a worst case over several attacks: choose another name", ("attacks",)
+                )
         return self
 
 
 class Recipe(Section):
-    """Everything about one experiment: methods compared under the same data, model, threat, training and evaluation."""
+    """One experiment: methods compared with the same data, model, threat, training and evaluation."""
 
     data: Data
     model: ModelSpec
@@ -184,14 +186,14 @@ class Recipe(Section):
     detect: Detection
 
     def checked(self) -> "Recipe":
-        """With all options checked and their defaults filled in, where they are still as written."""
+        """The recipe with all options checked and defaults filled in, if it was loaded `as_written`."""
         return Recipe.model_validate(self)
 
 
 class Deploy(Section):
-    """Which model is served: under `name` in MLflow's registry, the champion is the one with the best `figure`.
+    """Which model is served: the champion under `name` in MLflow's registry is the one with the best `figure`.
 
-    The figures are measured on validation images: the deployed detector's `auc` and `adaptive_auc`, and the accuracy of
+    Figures are measured on validation images: `auc` and `adaptive_auc` of the deployed detector, and the accuracy of
     classifier and detector together on natural images (`clean`) and under all attacks (`robust`).
     """
 
@@ -200,7 +202,7 @@ class Deploy(Section):
 
 
 class Params(Section):
-    """The whole of params.yaml."""
+    """All of params.yaml."""
 
     recipe: str
     methods: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -221,7 +223,7 @@ class Params(Section):
                 )
         for key, values in (("methods", self.methods), ("seeds", self.seeds)):
             if len(set(values)) < len(values):
-                raise refuse(f"names a value twice: {list(values)}", (key,))
+                raise refuse(f"contains a value twice: {list(values)}", (key,))
         return self
 
     @property
@@ -231,10 +233,10 @@ class Params(Section):
 
 
 def load_params(path: str | Path = "params.yaml", *, as_written: bool = False) -> Params:
-    """Read and check a params file; a TrlError names the key's path, what is wrong and what is allowed.
+    """Read and check a params file; TrlError says which key is wrong, why, and what is allowed.
 
-    `as_written` leaves out what needs PyTorch: attacks, models, detectors, objectives and data sets are not looked up,
-    and their options stay as they are written. It is for those who only show them.
+    `as_written` skips what needs PyTorch: names and options of attacks, models, detectors, objectives and data sets are
+    not checked and have no defaults filled in. Enough to display them.
     """
     try:
         raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -246,7 +248,7 @@ def load_params(path: str | Path = "params.yaml", *, as_written: bool = False) -
 
 
 def check_params(raw: Any, source: str = "params", *, as_written: bool = False) -> Params:
-    """Check parameters that are already in memory, as `load_params` does."""
+    """Check parameters that are already in memory; otherwise like `load_params`."""
     try:
         return Params.model_validate(raw, context=AS_WRITTEN if as_written else None)
     except ValidationError as error:

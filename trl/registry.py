@@ -1,7 +1,7 @@
-"""Name → implementation tables whose options are checked against the implementation's own signature.
+"""Registries map names to implementations, and check options against the implementation's signature.
 
 A new data set, model, attack, objective or detector is one file and one line in its folder's registry. Its keyword-only
-parameters are its options: their annotations (`Annotated[float, Field(gt=0)]`) and defaults say what is allowed.
+parameters are its options; annotations such as `Annotated[float, Field(gt=0)]` and defaults define what is allowed.
 """
 
 import importlib
@@ -19,9 +19,9 @@ REFUSED = "refused"
 
 
 class Registry:
-    """Implementations by name, given as `"package.module:attribute"`, imported only when asked for.
+    """Implementations by name, given as `"package.module:attribute"`, imported on demand.
 
-    `kind` is the word used in messages ("attack"); a name ending in `*` serves every name with that prefix.
+    `kind` is the word used in messages ("attack"); a name ending in `*` matches every name with that prefix.
     """
 
     def __init__(self, kind: str, entries: Mapping[str, str]) -> None:
@@ -32,13 +32,13 @@ class Registry:
         return sorted(self._entries)
 
     def get(self, name: str) -> Callable[..., Any]:
-        """The implementation called `name`; TrlError names the known ones if there is none."""
+        """The implementation called `name`; TrlError, listing the known names, if there is none."""
         module, attribute = self._entry(name)
         implementation: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
         return implementation
 
     def module(self, name: str) -> str:
-        """The module of the implementation called `name`, which is not imported; errors as of `get`."""
+        """The module of the implementation called `name`, without importing it; errors as for `get`."""
         return self._entry(name)[0]
 
     def _entry(self, name: str) -> tuple[str, str]:
@@ -51,18 +51,18 @@ class Registry:
         return module, attribute
 
     def options(self, name: str) -> type[BaseModel]:
-        """A pydantic model of the keyword-only parameters of `name`; unknown keys are refused."""
+        """A pydantic model of the keyword-only parameters of `name`; unknown keys are errors."""
         return _options_model(self.get(name))
 
     def check(self, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-        """The `options` of `name`, converted and with defaults filled in; TrlError if they do not fit."""
+        """The `options` of `name`, converted and with defaults filled in; TrlError if they are invalid."""
         try:
             return dict(self.options(name).model_validate(options))
         except ValidationError as error:
             raise TrlError(f"{self.kind} {name}: {explain(error, self.options(name))}") from None
 
     def build(self, name: str, *arguments: Any, **options: Any) -> Any:
-        """Call the implementation `name` with `arguments` and checked `options`; TrlError if those do not fit."""
+        """Call the implementation `name` with `arguments` and checked `options`; TrlError if those are invalid."""
         return self.get(name)(*arguments, **self.check(name, options))
 
 
@@ -91,7 +91,7 @@ def _reason(error: ErrorDetails, root: type[BaseModel]) -> str:
 
 
 def refuse(why: str, loc: tuple[Any, ...] = ()) -> PydanticCustomError:
-    """An error to raise inside a pydantic validator whose text `explain` shows as it is."""
+    """An error to raise in a pydantic validator; `explain` shows its text unchanged."""
     return PydanticCustomError(REFUSED, "{why}", {"why": why, "loc": loc})
 
 

@@ -1,4 +1,4 @@
-"""What a recipe names: `{name: pgd, steps: 10}`, a registered implementation with its options."""
+"""Specs such as `{name: pgd, steps: 10}`: a registered implementation with its options."""
 
 import importlib
 from collections.abc import Mapping
@@ -9,26 +9,26 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, Va
 from trl.common.errors import TrlError
 from trl.registry import Registry, explain, refuse
 
-AS_WRITTEN = {"as written": True}  # the context in which names and options of implementations are not checked
+AS_WRITTEN = {"as written": True}  # validation context that leaves names and options unchecked
 
 
 class Section(BaseModel):
-    """A section of params.yaml: immutable, and a key it does not know is an error."""
+    """A section of params.yaml: immutable; unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, revalidate_instances="always")
 
 
 class Spec(Section):
-    """A registered implementation by name, with all of its options (defaults filled in), or with those written."""
+    """A registered implementation by name with all its options, or only those given if loaded `as_written`."""
 
     name: str
     options: dict[str, Any]
 
 
 def spec_of(entry: str, former: str | None = None) -> Any:
-    """The type of a field that holds `{name: …, option: value, …}` of the registry `entry`: a `Spec`.
+    """The type of a field that holds a `Spec` `{name: …, option: value, …}` for the registry `entry`.
 
-    `former` is what the key `name` was called: it is refused by an error that says the new one.
+    `former` is the old name of the key `name`; using it is an error that says so.
     """
 
     def check(value: Any, info: ValidationInfo) -> Any:
@@ -42,7 +42,7 @@ def spec_of(entry: str, former: str | None = None) -> Any:
 
 
 def split_name(entry: str, value: Any) -> tuple[str, dict[str, Any]]:
-    """The name and the options of `{name: …, option: value, …}`."""
+    """Split `{name: …, option: value, …}` into name and options."""
     if not (isinstance(value, Mapping) and isinstance(value.get("name"), str)):
         raise refuse(f"needs `name:`, one of {', '.join(_registry(entry).names())}")
     return value["name"], {key: option for key, option in value.items() if key != "name"}
@@ -51,9 +51,9 @@ def split_name(entry: str, value: Any) -> tuple[str, dict[str, Any]]:
 def check_spec(
     entry: str, name: str, options: Mapping[str, Any], info: ValidationInfo, also: tuple[str, ...] = ()
 ) -> Spec:
-    """The `Spec` of what the registry `entry` calls `name`, its options checked unless they stay as written.
+    """The `Spec` of `name` in the registry `entry`; options are checked unless the context is AS_WRITTEN.
 
-    `also`: the keys that may stand beside the options, which an error about an unknown key names with them.
+    `also`: further keys that are allowed besides the options; errors about unknown keys list them, too.
     """
     if info.context is AS_WRITTEN:
         return Spec(name=name, options=dict(options))
@@ -78,12 +78,12 @@ def _name_entries(value: Any) -> Any:
     return {n: {"name": n, **(s or {})} if isinstance(s, Mapping | None) else s for n, s in value.items()}
 
 
-# In a mapping of specs, an entry without `name:` means the implementation of the entry's own name.
+# In a mapping of specs, an entry without `name:` uses its key as the name.
 NAMED_BY_KEY = BeforeValidator(_name_entries)
 
 
 def _registry(entry: str) -> Registry:
-    """`package:NAME`, imported only when names are checked: with the implementations comes PyTorch."""
+    """Import `package:NAME`, only when names are checked, since implementations load PyTorch."""
     package, name = entry.split(":")
     registry: Registry = getattr(importlib.import_module(package), name)
     return registry

@@ -1,4 +1,4 @@
-"""Threat models: what an attacker may do to an image. Batches are [n,…] with values in [0, 1]; norms act per sample."""
+"""Threat models: how an attacker may change an image. Batches are [n,…] in [0, 1]; norms are per sample."""
 
 import math
 from abc import ABC, abstractmethod
@@ -18,7 +18,7 @@ from trl.common.images import TOLERANCE
 class Threat(ABC):
     """Perturbations of at most `epsilon` ≥ 0 in the norm `name`, for images that stay in [0, 1].
 
-    TrlError if epsilon is negative or no finite number.
+    TrlError if epsilon is negative or not finite.
     """
 
     epsilon: float
@@ -27,14 +27,14 @@ class Threat(ABC):
     def __post_init__(self) -> None:
         if not (isinstance(self.epsilon, Real) and math.isfinite(self.epsilon) and self.epsilon >= 0):
             raise TrlError(
-                f"epsilon must be a finite number of at least 0, not {self.epsilon!r}; use one such as 8/255"
+                f"epsilon must be a finite number of at least 0, not {self.epsilon!r}; give one such as 8/255"
             )
 
     @abstractmethod
     def projection(self, x: Tensor) -> Callable[[Tensor], Tensor]:
-        """The function x_adv → nearby point that is both in the ball around `x` and in [0, 1].
+        """A function that maps x_adv to a nearby point in both the ball around `x` and [0, 1].
 
-        What depends on `x` alone is computed once. A point already inside comes back unchanged, as a new tensor.
+        Whatever depends only on `x` is computed once. Points already inside are returned unchanged, as a new tensor.
         """
 
     @abstractmethod
@@ -43,9 +43,9 @@ class Threat(ABC):
 
     @abstractmethod
     def ascend(self, x_adv: Tensor, gradient: Tensor, step_size: float | Tensor) -> Tensor:
-        """`x_adv` moved by the step of norm `step_size` along which `gradient` rises most; not projected.
+        """`x_adv` plus the steepest ascent step of norm `step_size` along `gradient`; not projected.
 
-        A tensor holds a step size per sample: [n,1,…]. A zero gradient moves nothing.
+        `step_size` may be a tensor with one value per sample: [n,1,…]. A zero gradient moves nothing.
         """
 
     def distance(self, x_adv: Tensor, x: Tensor) -> Tensor:
@@ -53,9 +53,9 @@ class Threat(ABC):
         return length(x_adv - x, self.name).flatten()
 
     def excess(self, x_adv: Tensor, x: Tensor) -> Tensor:
-        """How far `x_adv` [n,…] leaves the ball around `x`, float64 [n]; 0 up to what rounding explains.
+        """How far `x_adv` [n,…] leaves the ball around `x`, float64 [n]; 0 within rounding error.
 
-        That is 1e-5 in linf, 1e-5 of epsilon in l2 and l1, and half a step of float32 in every value.
+        Tolerance: 1e-5 in linf, 1e-5 times epsilon in l2 and l1, plus half a float32 step in every value.
         """
         change = x_adv.double() - x.double()
         rounding = length(torch.full_like(change[:1], torch.finfo(torch.float32).eps / 2), self.name).flatten()
@@ -74,7 +74,7 @@ class Linf(Threat):
     name = "linf"
 
     def projection(self, x: Tensor) -> Callable[[Tensor], Tensor]:
-        """The nearest point inside."""
+        """The nearest point inside, by clamping."""
         low, high = (x - self.epsilon).clamp_(min=0), (x + self.epsilon).clamp_(max=1)
         return lambda x_adv: torch.clamp(x_adv, low, high)
 
@@ -83,21 +83,21 @@ class Linf(Threat):
         return torch.add(x, _empty(x).uniform_(-self.epsilon, self.epsilon)).clamp_(0, 1)
 
     def ascend(self, x_adv: Tensor, gradient: Tensor, step_size: float | Tensor) -> Tensor:
-        """A step along the gradient's signs."""
+        """A step along the sign of the gradient."""
         if isinstance(step_size, Tensor):
             return torch.addcmul(x_adv, gradient.sign(), step_size)
         return torch.add(x_adv, gradient.sign(), alpha=step_size)
 
 
 class L2(Threat):
-    """The Euclidean length of an image's change is at most `epsilon`."""
+    """The Euclidean norm of an image's change is at most `epsilon`."""
 
     name = "l2"
 
     def projection(self, x: Tensor) -> Callable[[Tensor], Tensor]:
-        """Scaled back to the sphere if outside, then clamped: inside both, though not always the nearest such point."""
+        """Scale back to the sphere if outside, then clamp: inside both, but not always the nearest such point."""
         precision = torch.finfo(x.dtype)
-        # rounding x + delta can make it longer by up to √d·eps/4 (for values in [½, 1]): aim lower
+        # rounding x + delta can lengthen it by up to √d·eps/4 (for values in [½, 1]): use a smaller radius
         radius = max(0.0, self.epsilon - math.sqrt(x.shape[1:].numel()) * precision.eps / 2)
 
         def project(x_adv: Tensor) -> Tensor:
@@ -114,7 +114,7 @@ class L2(Threat):
 
     def ascend(self, x_adv: Tensor, gradient: Tensor, step_size: float | Tensor) -> Tensor:
         """A step along the normalised gradient."""
-        # first divided by its largest value, since the squares of a small gradient underflow
+        # divide by the largest value first, since the squares of a small gradient underflow
         largest = gradient.abs().amax(dims_of(gradient), keepdim=True)
         direction = gradient / largest.clamp_(min=torch.finfo(gradient.dtype).tiny)
         return x_adv + direction * (step_size / length(direction, "l2").clamp_(min=1))
@@ -128,7 +128,7 @@ class L1(Threat):
     def projection(self, x: Tensor) -> Callable[[Tensor], Tensor]:
         """The nearest point inside (Croce & Hein 2021, arXiv 2103.01208, proposition 2.1)."""
         precision, dims = torch.finfo(x.dtype), dims_of(x)
-        radius = self.epsilon * (1 - 4 * precision.eps)  # room for the rounding of relative size eps below
+        radius = self.epsilon * (1 - 4 * precision.eps)  # leaves room for rounding of relative size eps below
 
         def project(x_adv: Tensor) -> Tensor:
             change = x_adv - x
@@ -137,19 +137,19 @@ class L1(Threat):
             clamped = x_adv.clamp(0, 1)
             total = torch.minimum(size, room).sum(dims, keepdim=True, dtype=torch.float64)
             size = _shrunk(size, room, radius)
-            # float64, since the rounding of long sums exceeds that of one value
+            # float64, since rounding errors add up in long sums
             size.mul_(
                 (radius / size.sum(dims, keepdim=True, dtype=torch.float64).clamp_(min=precision.tiny)).clamp_(max=1)
             )
             moved = x + size.copysign(change)
-            # values that x + change rounds away from x add up: take their neighbour on the side of x
+            # rounding of x + change away from x would add up: take the next value towards x
             moved = torch.where((moved - x).abs() > size, moved.nextafter(x), moved).clamp_(0, 1)
             return torch.where(total <= radius, clamped, moved)
 
         return project
 
     def random_start(self, x: Tensor) -> Tensor:
-        """Uniform in the ball: signed exponentials over the sum of themselves and one more; then clamped to [0, 1]."""
+        """Uniform in the ball: signed exponentials divided by the sum of all and one more; then clamped to [0, 1]."""
         noise = _empty(x).exponential_()
         total = noise.sum(dims_of(x), keepdim=True)
         noise *= self.epsilon / (total + torch.empty_like(total).exponential_())
@@ -158,18 +158,18 @@ class L1(Threat):
     def ascend(
         self, x_adv: Tensor, gradient: Tensor, step_size: float | Tensor, values: Tensor | None = None
     ) -> Tensor:
-        """A step of equal size in the 1 % of the values with the largest gradients (ties included), along their signs.
+        """A step of equal size in the 1 % of values with the largest gradients (ties included), along their signs.
 
-        SLIDE (Tramèr & Boneh 2019, arXiv 1904.13000). The steepest step, which changes one value, fills images too
-        slowly; up to 100 values, it is that step. `values` [n] says how many of them per sample, instead of 1 %.
-        Values that are at the end of [0, 1] to which their gradient points are passed over.
+        SLIDE (Tramèr & Boneh 2019, arXiv 1904.13000). The steepest step, which changes a single value, would be too
+        slow; for up to 100 values, this is that step. `values` [n] sets the number per sample instead of 1 %. Values
+        already at the end of [0, 1] that their gradient points to are skipped.
         """
         d, signs = gradient.shape[1:].numel(), gradient.sign()
-        # the end that this step leads to, and as near as rounding leaves a value that was moved there
+        # at that end of [0, 1], up to the rounding of a value that was moved there
         slope = gradient.abs().mul_((x_adv + signs * 1e-6 - 0.5).abs() <= 0.5)
         if values is None:
             threshold = slope.flatten(1).topk(math.ceil(d / 100)).values[:, -1:]
-        else:  # sorted, since topk with the most that a sample has needs to know that number on the host
+        else:  # sort instead of topk, which would need the largest number on the host
             threshold = slope.flatten(1).sort(descending=True).values.gather(1, values.clamp(1, d)[:, None] - 1)
         signs *= (slope > 0) & (slope >= column(threshold, x_adv))
         return x_adv + signs * (step_size / signs.abs().sum(dims_of(signs), keepdim=True).clamp_(min=1))
@@ -179,19 +179,19 @@ THREATS: dict[str, type[Threat]] = {threat.name: threat for threat in (Linf, L2,
 
 
 def build_threat(norm: str, epsilon: float) -> Threat:
-    """The threat called `norm`, `linf`, `l2` or `l1`; TrlError for another name or an epsilon below 0."""
+    """The threat called `norm`, `linf`, `l2` or `l1`; TrlError for any other name or a negative epsilon."""
     if norm not in THREATS:
         raise TrlError(f"unknown norm {norm!r}; known: {', '.join(THREATS)}")
     return THREATS[norm](epsilon)
 
 
 def dims_of(batch: Tensor) -> tuple[int, ...]:
-    """All dimensions but the first."""
+    """All dimensions except the first."""
     return tuple(range(1, batch.ndim))
 
 
 def column(values: Tensor, batch: Tensor) -> Tensor:
-    """A value per sample, [n], shaped to broadcast along `batch`: [n,1,…]."""
+    """Values per sample, [n], shaped to broadcast along `batch`: [n,1,…]."""
     return values.reshape(-1, *(1 for _ in dims_of(batch)))
 
 
@@ -199,7 +199,7 @@ def length(batch: Tensor, norm: str) -> Tensor:
     """The norm (`linf`, `l2`, `l1`) of each sample, shaped to broadcast: [n,1,…]."""
     dims = dims_of(batch)
     if norm == "l2":
-        # not linalg.vector_norm, which on the CPU adds value by value: wrong by 1e-4 for 150,000 equal values
+        # not linalg.vector_norm: its naive summation on the CPU is off by 1e-4 for 150,000 equal values
         return batch.square().sum(dims, keepdim=True).sqrt_()
     size = batch.abs()
     return size.amax(dims, keepdim=True) if norm == "linf" else size.sum(dims, keepdim=True)
@@ -211,10 +211,10 @@ def _empty(x: Tensor) -> Tensor:
 
 
 def _shrunk(size: Tensor, room: Tensor, radius: float) -> Tensor:
-    """min(max(size - shift, 0), room) with the shift per sample at which it adds up to `radius`; all are [n,…] ≥ 0.
+    """min(max(size - shift, 0), room), with the shift per sample at which it sums to `radius`; all are [n,…] ≥ 0.
 
-    For samples where a shift of 0 leaves more than that. The sum falls piecewise linearly with the shift, so false
-    position (Illinois, with a bisection now and then) finds the piece in a few passes, where a sort would take longer.
+    Valid for samples whose sum at shift 0 exceeds that. The sum falls piecewise linearly with the shift, so false
+    position (Illinois, with occasional bisection) finds the right piece in a few passes, faster than a sort.
     """
     dims, tiny, kept = dims_of(size), torch.finfo(size.dtype).tiny, torch.empty_like(size)
 
@@ -231,7 +231,7 @@ def _shrunk(size: Tensor, room: Tensor, radius: float) -> Tensor:
         value = excess(middle)
         over = value > 0
         same = torch.where(over, 1, -1)
-        halved = torch.where(same == side, 0.5, 1.0)  # the end that stays put twice counts half: Illinois
+        halved = torch.where(same == side, 0.5, 1.0)  # Illinois: halve the value of an end that stays twice
         low, high, side = torch.where(over, middle, low), torch.where(over, high, middle), same
         above, below = torch.where(over, value, above * halved), torch.where(over, below * halved, value)
     above, at_low = excess(low), kept.clone()

@@ -162,7 +162,7 @@ def test_auc_and_its_figures_agree() -> None:
         ({"detectors": {"nose": {}}}, r"detect\.detectors\.nose: unknown detector 'nose'; known: energy, gaussian"),
         ({"detectors": {"gaussian": {"k": 3}}}, r"detect\.detectors\.gaussian\.k: unknown key; allowed: covariance"),
         ({"false_alarms": 0}, r"detect\.false_alarms: should be greater than 0, not 0"),
-        ({"attacks": {"adaptive": {"name": "pgd"}}}, r"'adaptive' is the name of a worst case"),
+        ({"attacks": {"adaptive": {"name": "pgd"}}}, r"'adaptive' is reserved for a worst case"),
         ({"adaptive": {"attacks": {}}}, r"detect\.adaptive\.attacks"),
         (
             {"detectors": {"gaussian": {"layer": "body.7"}}},

@@ -77,7 +77,7 @@ def change(raw: Any, path: str, value: Any) -> Any:
         ("recipe", "imagenet", "recipe: unknown recipe 'imagenet'; known: digits"),
         ("methods", [], "methods: "),
         ("methods", ["um", "trades"], "methods: unknown method 'trades'; recipes.digits.methods has um, at"),
-        ("methods", ["um", "um"], "methods: names a value twice"),
+        ("methods", ["um", "um"], "methods: contains a value twice"),
         ("seeds", [-1], "seeds.0: should be greater than or equal to 0, not -1"),
         ("seeds", [], "seeds: "),
         ("recepies", {}, "recepies: unknown key; allowed: recipe, methods, seeds, deploy, recipes"),
