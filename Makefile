@@ -1,4 +1,4 @@
-# Everything is installed into .venv, on first use and again when pyproject.toml or constraints.txt change.
+# Everything is installed into .venv on first use, and again when pyproject.toml or constraints.txt change.
 PYTHON ?= python3
 PREFECT_PORT ?= 4200
 MLFLOW_PORT ?= 5000
@@ -11,13 +11,13 @@ SERVICES := $(PY) -m flows.services
 .DEFAULT_GOAL := help
 .PHONY: help run test lint docs up down ui clean
 
-help: ## show this list
+help: ## show this help
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(READY) ## run the pipeline and compare the methods; ARGS="--recipe mnist_cpu --methods at tla", ARGS=--help
 	@$(PY) -m flows.full $(ARGS)
 
-test: lint ## check style and types, then run all tests; ARGS="-m 'not e2e'" leaves out the slow ones
+test: lint ## check style and types, then run all tests; ARGS="-m 'not e2e'" skips the slow ones
 	$(PY) -m pytest $(ARGS)
 
 lint: $(READY) ## check style and types
@@ -25,7 +25,7 @@ lint: $(READY) ## check style and types
 	$(PY) -m ruff format --check
 	$(PY) -m mypy trl tasks flows
 
-docs: $(READY) ## build the documentation into site/; fails on any warning
+docs: $(READY) ## build the documentation in site/; fails on any warning
 	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
 
 up: $(READY) ## start Prefect (server and worker) and MLflow in the background; PREFECT_PORT=4200 MLFLOW_PORT=5000
@@ -34,7 +34,7 @@ up: $(READY) ## start Prefect (server and worker) and MLflow in the background; 
 down: $(READY) ## stop what `make up` started
 	@$(SERVICES) down
 
-ui: $(READY) ## show all runs in MLflow; MLFLOW_PORT=5000
+ui: $(READY) ## serve MLflow's UI with all runs; MLFLOW_PORT=5000
 	@$(SERVICES) ui --mlflow-port $(MLFLOW_PORT)
 
 clean: ## remove caches; results, checkpoints and .venv stay
@@ -43,8 +43,8 @@ clean: ## remove caches; results, checkpoints and .venv stay
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "error: needs Python 3.11 or newer, which $(PYTHON) is not; choose one: make PYTHON=python3.12" >&2; exit 1; }
+	  { echo "error: $(PYTHON) is not Python 3.11 or newer; choose one: make PYTHON=python3.12" >&2; exit 1; }
 	@test -x $(PY) || $(PYTHON) -m venv .venv
-	@echo "installing into .venv, which takes a few minutes the first time ..."
+	@echo "installing into .venv; this takes a few minutes the first time ..."
 	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[pipeline,dev,docs]'
 	@touch $@

@@ -1,4 +1,4 @@
-"""Prefect: `full.py` is the flow `trl`, each of whose tasks runs one DVC stage."""
+"""Prefect: `full.py` defines the flow `trl`; each of its tasks runs one DVC stage."""
 
 import os
 
@@ -7,7 +7,7 @@ try:
 except ImportError as error:  # its libraries are missing
     raise ImportError(error.msg, name=__name__) from None
 
-# Prefect reads these when it is first imported: one short line per event on the console.
+# Read by Prefect when it is first imported: one short console line per event.
 for _kind, _layout in {
     "FLOW_RUN": "%(asctime)s | trl | %(message)s",
     "TASK_RUN": "%(asctime)s | %(task_run_name)s | %(message)s",

@@ -1,4 +1,4 @@
-"""The flow `trl`: every stage of dvc.yaml as a task, side by side where the graph allows, then the record in MLflow."""
+"""The flow `trl`: run every stage of dvc.yaml as a task, in parallel where possible, then record it in MLflow."""
 
 import atexit
 import contextlib
@@ -15,7 +15,7 @@ from typing import Any
 from flows.arguments import parse
 
 if __name__ == "__main__":
-    GIVEN = parse()  # before the imports, which --help or a wrong option need not wait for
+    GIVEN = parse()  # before the slow imports, so that --help and wrong options are fast
 
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_table_artifact
@@ -38,11 +38,11 @@ from trl.report.table import comparison
 NEXT = """\
 report    {page}
 runs      make ui      curves, parameters and models in MLflow
-again     make run     runs what a change of params.yaml or of the code makes necessary"""
+again     make run     reruns only what a change of params.yaml or the code affects"""
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Whether a log record says what the states do not: Prefect repeats those, and adds tracebacks to a mere Failed."""
+    """False for records that repeat a state, and for Prefect's traceback of a plain Failed state."""
     if record.exc_info:
         error = record.exc_info[1]
         return error is not None and not isinstance(error, FailedRun)
@@ -55,7 +55,7 @@ for _name in ("prefect.flow_runs", "prefect.task_runs"):
 
 @task(cache_policy=NO_CACHE, task_run_name="configure")
 def configure(overrides: list[str]) -> Any:
-    """Write `overrides` to params.yaml: the parameters that then hold, or a Failed state that says what is wrong."""
+    """Write `overrides` to params.yaml; returns the new parameters, or a Failed state with the error."""
     try:
         return override(overrides)
     except TrlError as error:
@@ -64,8 +64,8 @@ def configure(overrides: list[str]) -> Any:
 
 @task(name="stage", cache_policy=NO_CACHE, task_run_name="{name}")
 def run(name: str, command: list[str], workers: Workers) -> State[Any]:
-    """Run one command: Cached if DVC had nothing to do, Failed with the command's own error line, or Cancelled."""
-    # The report's own output is the comparison, which the flow shows at its end.
+    """Run one command; the state is Cached if DVC had nothing to do, Failed with its error line, or Cancelled."""
+    # The report prints the comparison, which the flow shows at its end.
     level = logging.DEBUG if name.startswith("report@") else logging.INFO
     log = get_run_logger()
     outcome = workers.run(command, lambda line: None if is_hint(line) else log.log(level, "%s", line))
@@ -78,7 +78,7 @@ def run(name: str, command: list[str], workers: Workers) -> State[Any]:
 
 @task(cache_policy=NO_CACHE, task_run_name="compare")
 def compare(params: Params) -> Any:
-    """The comparison of all selected models as text, and as an artifact of the flow run."""
+    """Compare all selected models: returns a text table, and stores an artifact of the flow run."""
     try:
         results = load_results(RecipePaths(params.recipe).metrics, params.methods, params.seeds)
     except TrlError as error:
@@ -99,8 +99,8 @@ def full(
 ) -> State[Any]:
     """Bring every stage up to date, record the results in MLflow and show the comparison.
 
-    Arguments that are given are written to params.yaml first; `overrides` are Hydra's, such as
-    `recipes.digits.train.epochs=10`. If a stage fails, those that wait for it do not run, and all others do.
+    Given arguments are first written to params.yaml; `overrides` use Hydra's syntax, such as
+    `recipes.digits.train.epochs=10`. If a stage fails, the stages that need it do not run; all others do.
     """
     log = get_run_logger()
     given = {"recipe": recipe, "methods": methods, "seeds": seeds}
@@ -123,7 +123,7 @@ def full(
             if failure := _failure(states):
                 return Failed(message=failure)
             recorded = run("record", [sys.executable, "-m", "tasks.record"], workers, return_state=True)
-        finally:  # an interrupted flow leaves nothing running
+        finally:  # leave nothing running if interrupted
             workers.stop()
     compared = compare(params, return_state=True)
     if failure := _failure({"record": recorded, "compare": compared}):
@@ -138,7 +138,7 @@ def full(
 def _run_stages(
     runner: ThreadPoolTaskRunner[Any], workers: Workers, graph: dict[str, list[str]]
 ) -> dict[str, State[Any]]:
-    """Run every stage once those it needs have succeeded; the final states."""
+    """Run every stage as soon as those it needs have succeeded; returns the final states."""
 
     def submit(name: str, command: list[str], needs: list[Any]) -> Any:
         return runner.submit(run, {"name": name, "command": command, "workers": workers}, wait_for=needs)
@@ -152,7 +152,7 @@ def _run_stages(
 
 
 def _failure(states: dict[str, State[Any]]) -> str:
-    """What went wrong, in one line; nothing if all completed."""
+    """What failed, in one line; "" if everything completed."""
     failed = [f"{name}: {s.message}" for name, s in states.items() if s.is_failed() or s.is_crashed()]
     waiting = sum(not state.is_completed() for state in states.values()) - len(failed)
     return "; ".join(failed + [f"{waiting} that need it did not run"] * (waiting > 0))
@@ -169,9 +169,9 @@ def _cores() -> int:
 
 
 def main(given: dict[str, Any]) -> int:
-    """Run the flow in this process, without a deployment; the exit status."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that `kill`, too, ends the temporary server
-    atexit.register(gc.freeze)  # at the end nothing is looked through for garbage, for a second
+    """Run the flow in this process, without a deployment; returns the exit status."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that `kill` also stops the temporary server
+    atexit.register(gc.freeze)  # skip the final garbage collection, which takes a second
     try:
         with _server():
             return int(not full(**given, return_state=True).is_completed())
@@ -179,18 +179,18 @@ def main(given: dict[str, Any]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted: repeat the command to go on", file=sys.stderr)
+        print("interrupted: repeat the command to resume", file=sys.stderr)
         return 130
 
 
 @contextlib.contextmanager
 def _server() -> Iterator[None]:
-    """Prefect's server: the one that is configured, else a temporary one. PyTorch is imported while that starts."""
+    """Prefect's server: the configured one, else a temporary one. PyTorch is imported while it starts."""
     if PREFECT_API_URL.value():
         yield
         return
     print("starting Prefect …", flush=True)
-    # nobody can follow the link to a run that a temporary server holds
+    # links to runs on a temporary server are useless
     logging.getLogger("prefect.flow_runs").addFilter(lambda record: not record.getMessage().startswith("View at "))
     server = TemporaryServer()
     ahead = threading.Thread(target=_import_ahead)
@@ -202,7 +202,7 @@ def _server() -> Iterator[None]:
 
 
 def _import_ahead() -> None:
-    """Import what checks the parameters; what is wrong with them is said where they are read."""
+    """Import what checks the parameters; errors in them are reported later."""
     with contextlib.suppress(TrlError):
         load_params(PARAMS)
 

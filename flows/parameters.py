@@ -1,4 +1,4 @@
-"""The parameters of a flow run: written to params.yaml as `dvc exp run -S` does, checked, and taken back if wrong."""
+"""Override parameters of a flow run: write them to params.yaml like `dvc exp run -S`; undo invalid ones."""
 
 import io
 import sys
@@ -19,9 +19,9 @@ PARAMS = Path("params.yaml")
 
 
 def override(overrides: list[str]) -> Params:
-    """Write `key=value` overrides to params.yaml; the parameters that hold now.
+    """Write `key=value` overrides to params.yaml; returns the resulting parameters.
 
-    A wrong override is a TrlError and leaves the file as it was.
+    TrlError for an invalid override, which leaves the file unchanged.
     """
     before = PARAMS.read_text(encoding="utf-8")
     if not overrides:
@@ -35,28 +35,28 @@ def override(overrides: list[str]) -> Params:
 
 
 def overridden(text: str, overrides: list[str]) -> str:
-    """The YAML `text` with Hydra overrides (`key=value`, `+new=value`, `~gone`) applied; all other lines stay.
+    """The YAML `text` with Hydra overrides (`key=value`, `+new=value`, `~gone`) applied; all other lines are kept.
 
-    Only the keys that are named change: a value that others share by an anchor or a merge key (`<<`) is written out
-    where it changes, and the others keep the anchor with the value that it had.
+    Only the named keys change: a value shared through an anchor or a merge key (`<<`) is written out where it changes,
+    and all other uses keep the anchor and its value.
     """
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder, PARAMS.name)
         plain: Any = YAML(typ="safe")
         plain.sort_base_mapping_type_on_output = False
-        plain.representer.ignore_aliases = lambda _: True  # DVC would change an anchor for all who share it
+        plain.representer.ignore_aliases = lambda _: True  # DVC would change an anchor for all its users
         plain.dump(plain.load(text), copy)
         try:
             apply_overrides(copy, overrides)
         except InvalidArgumentError as error:
-            why, _, _ = str(error.__cause__ or error).partition("\nSee ")  # then only an address follows
+            why, _, _ = str(error.__cause__ or error).partition("\nSee ")  # drop the link that follows
             raise TrlError(f"override of params.yaml: {' '.join(why.split())}") from None
         wanted = plain.load(copy)
-    # DVC rewrites the whole file in its own style; carrying over only what differs keeps comments and layout.
+    # DVC rewrites the whole file in its own style; copying only the differences keeps comments and layout.
     yaml = YAML()
     yaml.width = sys.maxsize
     yaml.preserve_quotes = True
-    yaml.default_flow_style = None  # of what is new: the innermost lists and mappings on one line
+    yaml.default_flow_style = None  # new innermost lists and mappings go on one line
     kept = yaml.load(text)
     _carry_over(wanted, kept, _shared(kept))
     stream = io.StringIO()
@@ -65,9 +65,9 @@ def overridden(text: str, overrides: list[str]) -> str:
 
 
 def _shared(kept: CommentedMap) -> set[int]:
-    """The ids of the mappings that stand in several places, by an alias.
+    """The ids of the mappings that occur more than once, through an alias.
 
-    ruamel.yaml forgets the anchors that PyYAML makes (`&id001`), so that an anchor's name does not tell.
+    ruamel.yaml drops the names of anchors that PyYAML generates (`&id001`), so a name cannot tell.
     """
     seen: Counter[int] = Counter()
 
@@ -86,7 +86,7 @@ def _shared(kept: CommentedMap) -> set[int]:
 
 
 def _carry_over(wanted: dict[str, Any], kept: CommentedMap, shared: set[int]) -> None:
-    """Give `kept`, which nobody shares, the content of `wanted`."""
+    """Make the content of `kept`, which is not shared, equal to `wanted`."""
     for key in set(kept) - set(wanted):
         del kept[key]
     own = dict(kept.non_merged_items())
@@ -100,7 +100,7 @@ def _carry_over(wanted: dict[str, Any], kept: CommentedMap, shared: set[int]) ->
 
 
 def _may_change(kept: Any, wanted: dict[str, Any], shared: set[int]) -> bool:
-    """Whether a mapping can be changed in place: it has no anchor, and what is to go is not merged in."""
+    """Whether a mapping can be changed in place: it is not shared, and no key to remove is merged in."""
     if not isinstance(kept, CommentedMap) or kept.yaml_anchor() or id(kept) in shared:
         return False
     own = {key for key, _ in kept.non_merged_items()}

@@ -1,6 +1,6 @@
-"""Prefect's temporary server, for a flow run where no other server is configured.
+"""A temporary Prefect server, for flow runs without a configured server.
 
-Prefect starts one by itself, but imports all of it into the flow's process first: seconds, only to know its command.
+Prefect can start one itself, but first imports the whole server into the flow's process, which takes seconds.
 """
 
 import atexit
@@ -15,14 +15,14 @@ from pathlib import Path
 import prefect
 from prefect.settings import PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS, get_current_settings
 
-from flows.services import HOST, answers
+from flows.services import HOST, is_healthy
 from trl.common.errors import TrlError
 
 STOP_SECONDS = 5.0
 
 
 class TemporaryServer:
-    """A server that lives as long as this process, out of Ctrl-C's reach: it must hear how the run ended."""
+    """A server that lives as long as this process; Ctrl-C does not reach it, so it can record how the run ended."""
 
     def __init__(self) -> None:
         with socket.socket() as probe:
@@ -33,17 +33,17 @@ class TemporaryServer:
         options = ["--host", HOST, "--port", str(port), "--log-level", "error", "--lifespan", "on"]
         environment = os.environ | get_current_settings().to_environment_variables(exclude_unset=True)
         environment |= {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which the server inherits
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the server inherits this
         self._process = subprocess.Popen([sys.executable, "-m", "uvicorn", *app, *options], env=environment)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         atexit.register(self._stop)
 
     def wait(self) -> None:
-        """Until it answers; TrlError if it does not."""
+        """Wait until the server responds; TrlError if it does not."""
         deadline = time.monotonic() + PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.value()
-        while not answers(f"{self.api}/health"):
+        while not is_healthy(f"{self.api}/health"):
             if self._process.poll() is not None or time.monotonic() > deadline:
-                raise TrlError("Prefect's temporary server did not start; `make up` starts one that stays")
+                raise TrlError("Prefect's temporary server did not start; try a permanent one with `make up`")
             time.sleep(0.1)
 
     def _stop(self) -> None:

@@ -1,4 +1,4 @@
-"""The services beside the pipeline, on this machine: Prefect's server and worker, and MLflow's server."""
+"""Background services on this machine: Prefect's server and worker, and MLflow's server."""
 
 import argparse
 import contextlib
@@ -27,7 +27,7 @@ HOST = "127.0.0.1"
 
 @dataclass(frozen=True)
 class Service:
-    """A program in the background, and the address that answers once it works (none: a line of its log says so)."""
+    """A background program; `health` is a URL, or text in its log, that shows that it is ready."""
 
     name: str
     command: list[str]
@@ -35,16 +35,16 @@ class Service:
 
     @property
     def log(self) -> Path:
-        """Its output."""
+        """The file with its output."""
         return FOLDER / f"{self.name}.log"
 
     @property
     def record(self) -> Path:
-        """Its process id and start time: an id alone may by now be another program's."""
+        """The file with its process id and start time; an id alone may have been reused."""
         return FOLDER / f"{self.name}.json"
 
     def process(self) -> psutil.Process | None:
-        """The process, if it runs."""
+        """The process, if it is running."""
         try:
             known = json.loads(self.record.read_text())
             process = psutil.Process(known["pid"])
@@ -54,7 +54,7 @@ class Service:
         return process if alive else None
 
     def start(self, environment: dict[str, str]) -> None:
-        """Start it and wait until it works; TrlError with the end of its log if it does not."""
+        """Start it and wait until it is ready; TrlError with the end of its log if it fails."""
         with self.log.open("w") as log:
             popen = subprocess.Popen(
                 self.command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
@@ -70,20 +70,20 @@ class Service:
     def _works(self) -> bool:
         if not self.health.startswith("http"):
             return self.health in self.log.read_text()
-        return answers(self.health)
+        return is_healthy(self.health)
 
 
-def answers(address: str) -> bool:
-    """Whether a server is there and well."""
+def is_healthy(address: str) -> bool:
+    """Whether the server at `address` responds with status 200."""
     try:
-        with urllib.request.urlopen(address, timeout=5) as answer:
-            return bool(answer.status == 200)
+        with urllib.request.urlopen(address, timeout=5) as response:
+            return bool(response.status == 200)
     except OSError:
         return False
 
 
 def services(prefect_port: int, mlflow_port: int) -> list[Service]:
-    """The services, in the order in which they start."""
+    """The services in starting order."""
     prefect = [sys.executable, "-m", "prefect"]
     store, artifacts = Path(DATABASE).absolute(), Path(ARTIFACTS).absolute()
     mlflow = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(mlflow_port), "--workers", "1"]
@@ -100,19 +100,19 @@ def services(prefect_port: int, mlflow_port: int) -> list[Service]:
 
 
 def up(prefect_port: int, mlflow_port: int) -> None:
-    """Start what does not run yet, and say where it is."""
+    """Start the services unless they are running, and print their addresses."""
     FOLDER.mkdir(exist_ok=True)
     server, mlflow, worker = every = services(prefect_port, mlflow_port)
     running = [service.name for service in every if service.process()]
     if len(running) == len(every):
-        print("already up")
+        print("already running")
         return _print_addresses(*json.loads(ADDRESSES.read_text()))
-    if running:  # a part of it has died
+    if running:  # some have died
         down()
     for port, option in ((prefect_port, "PREFECT_PORT"), (mlflow_port, "MLFLOW_PORT")):
         _require_free(port, option)
     api = f"http://{HOST}:{prefect_port}/api"
-    # MLflow would start programs for jobs that this project never gives it
+    # MLflow would start job runners, which this project does not use
     environment = {**os.environ, "PREFECT_API_URL": api, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     try:
         print("starting Prefect and MLflow …", flush=True)
@@ -131,36 +131,36 @@ def up(prefect_port: int, mlflow_port: int) -> None:
 
 
 def ui(mlflow_port: int) -> None:
-    """Complete MLflow's record from the results, and show it until interrupted."""
+    """Record any missing results in MLflow, and serve its UI until interrupted."""
     _, mlflow, _ = services(0, mlflow_port)
     if mlflow.process():
-        print("MLflow is up already:")
+        print("MLflow is already running:")
         return _print_addresses(*json.loads(ADDRESSES.read_text()))
     _require_free(mlflow_port, "MLFLOW_PORT")
     subprocess.run([sys.executable, "-m", "tasks.record"])
-    print(f"MLflow    http://{HOST}:{mlflow_port}  (Ctrl-C ends it)", flush=True)
+    print(f"MLflow    http://{HOST}:{mlflow_port}  (Ctrl-C to stop)", flush=True)
     with contextlib.suppress(KeyboardInterrupt):
         subprocess.run(mlflow.command, stderr=subprocess.DEVNULL)
 
 
 def down() -> None:
-    """Stop the services, the worker with its flow run first, and whatever they started."""
+    """Stop the services and everything they started, the worker and its flow run first."""
     PROFILES.unlink(missing_ok=True)
     stopped = []
     for service in reversed(services(0, 0)):
         if process := service.process():
             family = [process, *process.children(recursive=True)]
-            # The flow run first: it stops its stages, and the worker, which would only leave it, reports its end.
+            # The flow run first, so that it stops its stages and the worker reports its end.
             for group in (process.children(), [process]):
                 _signal(group, signal.SIGTERM)
             _signal(family, signal.SIGKILL)
             stopped.append(service.name)
         service.record.unlink(missing_ok=True)
-    print(f"stopped {', '.join(stopped)}" if stopped else "nothing was up")
+    print(f"stopped {', '.join(stopped)}" if stopped else "nothing was running")
 
 
 def _signal(processes: list[psutil.Process], number: int) -> None:
-    """Send a signal to those that still run, and wait for them to end."""
+    """Send a signal to all processes still running, and wait for them to end."""
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.send_signal(number)
@@ -185,7 +185,7 @@ def _require_free(port: int, option: str) -> None:
         try:
             probe.bind((HOST, port))
         except OSError:
-            raise TrlError(f"port {port} is taken by another program; choose another by {option}=…") from None
+            raise TrlError(f"port {port} is in use by another program; choose another one with {option}=…") from None
 
 
 def _prefect(environment: dict[str, str], *arguments: str) -> None:
@@ -196,7 +196,7 @@ def _prefect(environment: dict[str, str], *arguments: str) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Start, stop or show the services; the exit status."""
+    """Start, stop or show the services; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m flows.services", description=__doc__)
     parser.add_argument("action", choices=["up", "down", "ui"])
     parser.add_argument("--prefect-port", type=int, default=4200)

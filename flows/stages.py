@@ -1,4 +1,4 @@
-"""DVC's stages as commands: which there are, what each waits for, and how one runs on a worker."""
+"""DVC's stages as commands: list them with their dependencies, and run them on workers."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ from tasks.processes import count_of, wanted_processes
 from trl.common.errors import TrlError
 
 DVC = [sys.executable, "-m", "dvc"]
-GRACE_SECONDS = 10.0  # what an interrupted stage gets to write its checkpoint
+GRACE_SECONDS = 10.0  # time for an interrupted stage to write its checkpoint
 UP_TO_DATE = re.compile(r"^(Stage )?'.+' (didn't change, skipping|is cached - skipping run)")
 HINTS = re.compile(
     r"$|\s+(git add|dvc config) |Running stage |(Updating|Generating) lock file |Data and pipelines are up to date"
@@ -27,7 +27,7 @@ HINTS = re.compile(
 
 
 def stage_graph() -> dict[str, list[str]]:
-    """Every stage of dvc.yaml with the stages it waits for, in an order to run them in."""
+    """Every stage of dvc.yaml with the stages it needs, in topological order."""
     shown = subprocess.run([*DVC, "dag", "--dot"], capture_output=True, text=True)
     if shown.returncode:
         raise TrlError(f"dvc.yaml: {last_error(shown.stderr.splitlines()) or 'DVC cannot read the stages'}")
@@ -35,7 +35,7 @@ def stage_graph() -> dict[str, list[str]]:
 
 
 def parse_dot(dot: str) -> dict[str, list[str]]:
-    """The graph that `dvc dag --dot` prints, as stage → stages it waits for, in an order to run them in."""
+    """Parse the output of `dvc dag --dot` as stage → stages it needs, in topological order."""
     needs: dict[str, list[str]] = {}
     for names in re.findall(r'^"([^"]+)"(?: -> "([^"]+)")?;', dot, re.MULTILINE):
         for name in filter(None, names):
@@ -46,12 +46,12 @@ def parse_dot(dot: str) -> dict[str, list[str]]:
 
 
 def repro(stage: str) -> list[str]:
-    """The command that brings one stage up to date, several of which may run at once."""
+    """The command that brings one stage up to date; several can run in parallel."""
     return [*DVC, "--wait-for-lock", "repro", "--single-item", stage]
 
 
 def is_hint(line: str) -> bool:
-    """Whether DVC says this to a person at a prompt rather than about the stage."""
+    """Whether the line is a hint of DVC for interactive use, not about the stage."""
     return HINTS.match(line) is not None
 
 
@@ -61,22 +61,22 @@ def is_cached(lines: Iterable[str]) -> bool:
 
 
 def last_error(lines: Iterable[str]) -> str:
-    """The stage's own last `error: …` line, else DVC's last `ERROR: …`, else nothing."""
+    """The stage's own last `error: …` line, else DVC's last `ERROR: …`, else ""."""
     found = {prefix: line for line in lines if (prefix := line.partition(":")[0]) in ("error", "ERROR")}
     return found.get("error") or found.get("ERROR") or ""
 
 
 def worker_environments(environ: Mapping[str, str], gpus: int, cores: int) -> list[dict[str, str]]:
-    """The variables of each worker: one per GPU, which is its own, or one per core (at most 4) on the CPU.
+    """The environment variables of each worker: one worker per GPU, or one per core (at most 4) on a CPU.
 
-    With `TRL_PROCESSES` a worker has that many GPUs or cores. `TRL_WORKERS` sets the workers' number; they then share
-    the GPUs if there are too few. The cores are shared out unless OMP_NUM_THREADS is set.
+    `TRL_PROCESSES` gives each worker that many GPUs or cores. `TRL_WORKERS` sets the number of workers, which share
+    GPUs if there are too few. Cores are divided among the workers unless OMP_NUM_THREADS is set.
     """
     each = wanted_processes(environ)
     wanted = count_of("TRL_WORKERS", environ)
     visible = [g for g in environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if g] or [str(g) for g in range(gpus)]
     device = environ.get("TRL_DEVICE") or "cuda"
-    if device != "cuda":  # the CPU, or one device that all share
+    if device != "cuda":  # the CPU, or one shared device
         visible, gpus = [], int(device.startswith("cuda:"))
     count = wanted or max(1, (gpus or min(cores, 4)) // each)
     threads = environ.get("OMP_NUM_THREADS") or str(max(1, cores // count))
@@ -93,7 +93,7 @@ class Outcome:
 
 
 class Workers:
-    """Places where commands run side by side, each with its own share of the machine; all can be stopped at once."""
+    """Run commands in parallel, each with its share of the machine; all can be stopped together."""
 
     def __init__(self, environments: list[dict[str, str]]) -> None:
         self._free: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
@@ -104,7 +104,7 @@ class Workers:
         self.stopped = False
 
     def run(self, command: list[str], on_line: Callable[[str], None]) -> Outcome:
-        """Run `command` on a free worker, handing on each line of its output as it comes; nothing once stopped."""
+        """Run `command` on a free worker; call `on_line` for each line of output. Does nothing once stopped."""
         environment = self._free.get()
         try:
             process = self._start(command, environment)
@@ -115,14 +115,14 @@ class Workers:
                 assert process.stdout is not None
                 for line in process.stdout:
                     lines.append(line.rstrip())
-                    if not self.stopped:  # how a program takes an interrupt is no news
+                    if not self.stopped:  # messages about the interrupt are not interesting
                         on_line(lines[-1])
             return Outcome(process.returncode, lines)
         finally:
             self._free.put(environment)
 
     def stop(self) -> None:
-        """End all commands, and let none start: a request first, so that DVC leaves its lock in order, then force."""
+        """Stop all commands and start no more: first SIGINT, so that DVC releases its lock, then SIGKILL."""
         with self._lock:
             self.stopped = True
             running = [process for process in self._running if process.poll() is None]
@@ -135,7 +135,7 @@ class Workers:
             _signal_group(process, signal.SIGKILL)
 
     def _start(self, command: list[str], environment: dict[str, str]) -> "subprocess.Popen[str] | None":
-        # `python` in dvc.yaml must be this interpreter; a pipe must not hold lines back.
+        # `python` in dvc.yaml must be this interpreter; output to the pipe must not be buffered.
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
         with self._lock:
             if self.stopped:
@@ -149,7 +149,7 @@ class Workers:
                 text=True,
                 encoding="utf-8",
                 errors="replace",
-                start_new_session=True,  # a group of its own, so that `stop` reaches what DVC started
+                start_new_session=True,  # its own process group, so that `stop` reaches what DVC started
             )
             self._running = {p for p in self._running if p.poll() is None} | {process}
         return process

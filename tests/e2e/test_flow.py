@@ -63,7 +63,7 @@ def served(shared: Project) -> Iterator[Project]:
     ports = ("--prefect-port", free_port(), "--mlflow-port", free_port())
     said = shared.shell("python", "-m", "flows.services", "up", *ports)
     assert "prefect deployment run trl/full --watch" in said
-    assert "already up" in shared.shell("python", "-m", "flows.services", "up")
+    assert "already running" in shared.shell("python", "-m", "flows.services", "up")
     yield shared
     assert "stopped worker, mlflow, prefect" in shared.shell("python", "-m", "flows.services", "down")
     assert programs(shared.root) == []

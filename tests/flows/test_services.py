@@ -36,7 +36,7 @@ def test_a_service_runs_until_it_is_stopped(capsys: pytest.CaptureFixture[str]) 
     assert not process.is_running()
     assert "stopped worker" in capsys.readouterr().out
     assert main(["down"]) == 0
-    assert "nothing was up" in capsys.readouterr().out
+    assert "nothing was running" in capsys.readouterr().out
 
 
 def test_another_program_with_the_recorded_id_is_not_taken_for_the_service() -> None:
@@ -68,6 +68,6 @@ def test_a_taken_port_is_named_before_anything_starts(folder: Path, capsys: pyte
         port = taken.getsockname()[1]
         assert main(["up", "--prefect-port", str(port)]) == 1
     error = capsys.readouterr().err
-    assert f"port {port} is taken" in error
+    assert f"port {port} is in use" in error
     assert "PREFECT_PORT" in error
     assert not list(folder.glob("*.log"))

@@ -15,7 +15,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 
-from flows.services import answers, services
+from flows.services import is_healthy, services
 from tasks.stage import Stage
 from tasks.store import client_and_experiment, follow
 from trl.config import load_params
@@ -174,7 +174,7 @@ def test_the_server_shows_the_artifacts_of_a_moved_project(project: Stored) -> N
     )
     try:
         deadline = time.monotonic() + 120
-        while not answers(mlflow.health):
+        while not is_healthy(mlflow.health):
             assert time.monotonic() < deadline
             time.sleep(0.2)
         follow(project.root)  # while it runs, as `make up` does it
