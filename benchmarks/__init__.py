@@ -1,1 +1,1 @@
-"""Speed and results beside the peers, on the same models, images and machine, as ratios."""
+"""Benchmarks against other libraries on the same models, images and machine, reported as ratios."""

@@ -1,11 +1,11 @@
-"""Every part of AutoAttack alone, in every norm, beside pyautoattack's: images that it leaves, and seconds.
+"""Compare each part of AutoAttack on its own, in every norm, with pyautoattack's: images left, and seconds.
 
     python -m benchmarks.attack_parts [--quick] [--parts NAME …] [--norms NAME …] [--out FILE.json]
 
-Both have the budgets of version standard and run in full precision on the images that the network classifies rightly.
-With TRL_RAW_DATA, a folder that holds mnist/ and models/fast_adversarial_mnist/, on two published robust networks;
-otherwise on one that is trained on scikit-learn's digits first, in less than a minute. Without pyautoattack
-(`pip install -e .[benchmarks]`) there are only our figures.
+Both use the budgets of version standard, in full precision, on images that the network classifies correctly. If
+TRL_RAW_DATA names a folder with mnist/ and models/fast_adversarial_mnist/, two published robust networks are attacked;
+otherwise one that is first trained on scikit-learn's digits, in less than a minute. Without pyautoattack
+(`pip install -e .[benchmarks]`), only our figures are reported.
 """
 
 import argparse
@@ -32,21 +32,21 @@ from trl.threat import build_threat
 
 PARTS = {part: part.replace("_", "-") for part in ("apgd_ce", "apgd_dlr", "apgd_t", "fab", "fab_t", "square")}
 NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}  # ours: pyautoattack's
-EPSILONS = {  # such that a middling share of the images is left
+EPSILONS = {  # chosen so that a medium fraction of the images is left
     "fgsm.pth": {"linf": 0.31, "l2": 2.4, "l1": 8.0},
     "pgd_madry.pth": {"linf": 0.31, "l2": 2.6, "l1": 8.0},
     "digits": {"linf": 0.1, "l2": 0.6, "l1": 3.0},
 }
 BATCH = 250
 
-Network = tuple[str, nn.Module, Tensor, Tensor]  # name, the network, images that it classifies rightly, labels
-Run = Callable[[Tensor, Tensor], Tensor]  # one attack on a batch
-Contestant = Callable[[nn.Module, str, float, str, int], Run]  # … in a norm, at an epsilon, with a part and a seed
+Network = tuple[str, nn.Module, Tensor, Tensor]  # name, network, correctly classified images, labels
+Run = Callable[[Tensor, Tensor], Tensor]  # attacks one batch
+Contestant = Callable[[nn.Module, str, float, str, int], Run]  # model, norm, epsilon, part, seed → Run
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is measured."""
+    """Sizes of the measurement."""
 
     images: int = 200
     seeds: int = 2
@@ -57,7 +57,7 @@ QUICK = Sizes(images=20, seeds=1, epochs=20)
 
 
 def networks(sizes: Sizes, device: str) -> Iterator[Network]:
-    """Those to attack."""
+    """The networks to attack."""
     found = {name: published(name) for name in EPSILONS}
     if not any(found.values()):
         found["digits"] = trained_on_digits(EPSILONS["digits"]["linf"], sizes.epochs, seed=0)
@@ -86,7 +86,7 @@ CONTESTANTS: dict[str, Contestant] = {"trl": ours, "pyautoattack": theirs}
 
 
 def measure(network: Network, norm: str, part: str, seeds: int) -> dict[str, Any]:
-    """Images that each contestant leaves (None: not installed), by seed, and the seconds it took for all seeds."""
+    """Images left by each contestant (None: not installed), by seed, and total seconds."""
     name, model, x, y = network
     epsilon = EPSILONS[name][norm]
     row: dict[str, Any] = {"network": name, "norm": norm, "epsilon": epsilon, "part": part, "images": len(x)}
@@ -107,18 +107,18 @@ def measure(network: Network, norm: str, part: str, seeds: int) -> dict[str, Any
 
 
 def fooled(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """bool [n]: is it misclassified?"""
+    """Whether each image is misclassified: bool [n]."""
     with torch.no_grad():
         return torch.cat([model(part).argmax(1) for part in x.split(BATCH)]) != y
 
 
 def deficit(row: dict[str, Any]) -> float:
-    """How many images more ours leaves, in the mean over the seeds."""
+    """How many more images ours leaves, averaged over seeds."""
     return fmean(row["trl"]["left"]) - fmean(row["pyautoattack"]["left"])
 
 
 def report(found: dict[str, Any]) -> str:
-    """The figures as a Markdown table, and where ours falls behind the most."""
+    """The figures as a Markdown table, and where ours falls furthest behind."""
     lines = [headline(found), "", "Images left by one part of AutoAttack alone, for each seed", ""]
     lines += [
         "| network | part | of | left, trl | left, pyautoattack | seconds, theirs / ours |",
@@ -138,11 +138,11 @@ def report(found: dict[str, Any]) -> str:
 
 
 def plot(found: dict[str, Any], path: Path) -> None:
-    """Seconds in relation to pyautoattack's, a panel per network."""
+    """Speed relative to pyautoattack, one panel per network."""
     panels: dict[str, dict[str, float]] = {}
     for row in found["parts"]:
         if reference := row["pyautoattack"]:
-            bars = panels.setdefault(f"{row['network']}: speed in relation to pyautoattack", {})
+            bars = panels.setdefault(f"{row['network']}: speed relative to pyautoattack", {})
             bars[f"{row['norm']} {row['part']}"] = reference["seconds"] / row["trl"]["seconds"]
     if panels:
         draw(panels, found["machine"]["gpu"] or found["machine"]["cpu"], path)
@@ -154,12 +154,14 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--quick", action="store_true", help="a minute or two instead of half an hour; less exact")
+    parser.add_argument("--quick", action="store_true", help="take a minute or two instead of half an hour; less exact")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=[*PARTS], metavar="PART")
     parser.add_argument("--norms", nargs="+", choices=NORMS, default=[*NORMS], metavar="NORM")
-    parser.add_argument("--images", type=int, help=f"of the test set (default {Sizes.images}, quick {QUICK.images})")
-    parser.add_argument("--device", help="cpu, cuda, …; as for the stages otherwise")
-    parser.add_argument("--out", type=Path, help="JSON file; a plot of the speed is put beside it")
+    parser.add_argument(
+        "--images", type=int, help=f"number of test images (default {Sizes.images}, quick {QUICK.images})"
+    )
+    parser.add_argument("--device", help="cpu, cuda, … (default: TRL_DEVICE, or the GPU if there is one)")
+    parser.add_argument("--out", type=Path, help="write JSON there, and a plot of the speed next to it")
     options = parser.parse_args(arguments)
     sizes = QUICK if options.quick else Sizes()
     sizes = replace(sizes, images=options.images or sizes.images)

@@ -1,14 +1,14 @@
-"""Attacks beside those of torchattacks, foolbox, ART and pyautoattack: same model, images and machine, in one run.
+"""Compare attacks with torchattacks, foolbox, ART and pyautoattack: same model, images and machine, in one run.
 
     python -m benchmarks.attacks [--quick] [--out FILE.json]
 
-1. Gradient evaluations per second of plain PGD. The contestants take turns, and a ratio is the median over the turns,
-   so that other work on the machine disturbs all alike.
-2. AutoAttack, standard: robust accuracy and wall time after each of its four attacks. With TRL_RAW_DATA, a folder that
-   holds mnist/ and models/fast_adversarial_mnist/, on a published robust network; otherwise on one that is trained on
-   scikit-learn's digits first, in less than a minute.
+1. Gradient evaluations per second of plain PGD. Contestants take turns, and each ratio is the median over turns, so
+   that other load on the machine affects all of them equally.
+2. Standard AutoAttack: robust accuracy and wall time after each of its four attacks. If TRL_RAW_DATA names a folder
+   with mnist/ and models/fast_adversarial_mnist/, a published robust network is attacked; otherwise one that is first
+   trained on scikit-learn's digits, in less than a minute.
 
-A peer that is not installed is left out: `pip install -e .[benchmarks]` installs all.
+Libraries that are not installed are skipped; `pip install -e .[benchmarks]` installs all of them.
 """
 
 import argparse
@@ -40,16 +40,16 @@ from trl.threat import Linf
 
 PEERS = ("torchattacks", "foolbox", "adversarial-robustness-toolbox", "pyautoattack")
 PARTS = {"apgd_ce": "apgd-ce", "apgd_t": "apgd-t", "fab_t": "fab-t", "square": "square"}  # ours: pyautoattack's
-EPSILON = 0.1  # of the images of noise that speed is measured on
+EPSILON = 0.1  # for the noise images that speed is measured on
 
 Network = tuple[str, tuple[int, int, int], int]  # name, shape of an image, batch size
-Run = Callable[[Tensor, Tensor], object]  # one attack on a batch
-Contestant = Callable[[nn.Module, tuple[int, int, int], int], Run]  # … of so many steps
+Run = Callable[[Tensor, Tensor], object]  # attacks one batch
+Contestant = Callable[[nn.Module, tuple[int, int, int], int], Run]  # model, shape of an image, steps → Run
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is measured."""
+    """Sizes of the measurement."""
 
     networks: tuple[Network, ...] = (
         ("mnist_cnn", (1, 28, 28), 100),
@@ -103,7 +103,7 @@ def with_art(model: nn.Module, shape: tuple[int, int, int], steps: int) -> Run:
     )
     options = {"eps": EPSILON, "eps_step": 0.02, "max_iter": steps, "num_random_init": 1, "verbose": False}
 
-    def run(x: Tensor, y: Tensor) -> object:  # its interface are numpy arrays
+    def run(x: Tensor, y: Tensor) -> object:  # its interface is NumPy arrays
         attack = ProjectedGradientDescent(classifier, batch_size=len(x), **options)
         return attack.generate(x.cpu().numpy(), y.cpu().numpy())
 
@@ -120,7 +120,7 @@ CONTESTANTS: dict[str, Contestant] = {
 
 
 def gradient_speed(network: Network, sizes: Sizes, device: str, seed: int) -> dict[str, Any]:
-    """Gradient evaluations per second by contestant (None: not installed), and ours in relation to each peer."""
+    """Gradient evaluations per second by contestant (None: not installed), and our speed relative to each library."""
     name, shape, batch = network
     torch.manual_seed(seed)
     model = build_model(name, 10, shape).eval().to(device)
@@ -141,7 +141,7 @@ def gradient_speed(network: Network, sizes: Sizes, device: str, seed: int) -> di
 
 
 def autoattack(model: nn.Module, x: Tensor, y: Tensor, epsilon: float, batch: int, seed: int) -> dict[str, Any]:
-    """Robust accuracy and seconds after each part: ours, pyautoattack's (None: not installed), and their relation."""
+    """Robust accuracy and seconds after each part, ours and pyautoattack's (None: not installed), and ratios."""
     say(f"AutoAttack on {len(x)} images: ours")
     threat = Linf(epsilon)
     attacks = {"autoattack": build_attack("autoattack", threat)}
@@ -191,7 +191,7 @@ def reference_autoattack(
 
 
 def robust_network(sizes: Sizes, device: str, seed: int) -> tuple[str, nn.Module, Tensor, Tensor, float]:
-    """Its name, the network, test images, labels and epsilon."""
+    """A robust network: name, module, test images, labels and epsilon."""
     if found := published("fgsm.pth"):
         name, epsilon = "fast_adversarial_mnist/fgsm.pth (Wong, Rice & Kolter 2020)", 0.3
     else:
@@ -235,27 +235,27 @@ def report(found: dict[str, Any]) -> str:
 
 
 def plot(found: dict[str, Any], path: Path) -> None:
-    """All ratios as bars, beside the line at 1."""
+    """All ratios as bars, with a line at 1."""
     bars = {
         f"PGD, {row['network']}: {key}": value for row in found["gradients"] for key, value in row["ratios"].items()
     }
     if auto := found["autoattack"]:
         bars |= {f"AutoAttack, {part}: trl / pyautoattack": value for part, value in auto["ratios"].items()}
-    draw({"speed in relation to the peer": bars}, found["machine"]["gpu"] or found["machine"]["cpu"], path)
+    draw({"speed relative to the other library": bars}, found["machine"]["gpu"] or found["machine"]["cpu"], path)
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.attacks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="a minute or two instead of half an hour; less exact")
-    parser.add_argument("--only", choices=("gradients", "autoattack"), help="one of the two measurements")
+    parser.add_argument("--quick", action="store_true", help="take a minute or two instead of half an hour; less exact")
+    parser.add_argument("--only", choices=("gradients", "autoattack"), help="run only one of the two measurements")
     parser.add_argument(
-        "--images", type=int, help=f"how many AutoAttack takes (default {Sizes.images}, {QUICK.images})"
+        "--images", type=int, help=f"number of images for AutoAttack (default {Sizes.images}, quick {QUICK.images})"
     )
-    parser.add_argument("--device", help="cpu, cuda, …; as for the stages otherwise")
+    parser.add_argument("--device", help="cpu, cuda, … (default: TRL_DEVICE, or the GPU if there is one)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="JSON file; a plot of the ratios is put beside it")
+    parser.add_argument("--out", type=Path, help="write JSON there, and a plot of the ratios next to it")
     options = parser.parse_args(arguments)
     sizes = QUICK if options.quick else Sizes()
     sizes = replace(sizes, images=options.images or sizes.images)

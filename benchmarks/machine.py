@@ -1,4 +1,4 @@
-"""What a measurement was made on: a figure without it means little."""
+"""Describe the machine and software behind a measurement."""
 
 import platform
 import sys
@@ -14,7 +14,7 @@ from trl.nn.precision import has_fast_bf16
 
 
 def describe(device: str, packages: Iterable[str]) -> dict[str, Any]:
-    """Ready for JSON: command and date, the processor, PyTorch's settings, and versions (None: not installed)."""
+    """Command, date, processor, PyTorch settings and versions (None: not installed), ready for JSON."""
     gpu = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else None
     return {
         "command": " ".join(["python -m", *_command()]),
@@ -33,7 +33,7 @@ def describe(device: str, packages: Iterable[str]) -> dict[str, Any]:
 
 
 def headline(found: dict[str, Any]) -> str:
-    """What stands above a report: the machine, and when and how it was measured."""
+    """The first line of a report: the machine, versions, date and seed."""
     machine = found["machine"]
     return (
         f"{machine['gpu'] or machine['cpu']}, {machine['threads']} threads, {machine['capability']}, PyTorch "
@@ -49,7 +49,7 @@ def _command() -> list[str]:
 def _cpu() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:  # no Linux
+    except OSError:  # not Linux
         lines = []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()

@@ -1,4 +1,4 @@
-"""Robust networks to attack: published ones, or where there are none, one that is trained in less than a minute."""
+"""Robust networks to attack: published ones if available, else one trained in less than a minute."""
 
 import os
 from pathlib import Path
@@ -13,23 +13,23 @@ from trl.data import Dataset, load_dataset
 from trl.models import build_model
 from trl.threat import Linf
 
-Found = tuple[nn.Module, Dataset]  # a network in eval mode, and the images it was made for
+Found = tuple[nn.Module, Dataset]  # a network in eval mode, and its data set
 
 
 def published(name: str) -> Found | None:
-    """A network of Wong, Rice & Kolter 2020 and MNIST, from the folder in TRL_RAW_DATA; None without it."""
+    """A network of Wong, Rice & Kolter 2020 with MNIST, from the folder TRL_RAW_DATA; None if missing."""
     raw = os.environ.get("TRL_RAW_DATA")
     weights = Path(raw or "") / "models/fast_adversarial_mnist" / name
     if not raw or not weights.exists():
         return None
     model = build_model("strided_cnn", 10, (1, 28, 28))
-    state = torch.load(weights, map_location="cpu", weights_only=True)  # the same layers under other names
+    state = torch.load(weights, map_location="cpu", weights_only=True)  # the same layers under different names
     model.load_state_dict(dict(zip(model.state_dict(), state.values(), strict=True)))
     return model.eval(), load_dataset("mnist", Path(raw))
 
 
 def trained_on_digits(epsilon: float, epochs: int, seed: int) -> Found:
-    """`epochs` of adversarial training on scikit-learn's digits."""
+    """Train a network adversarially on scikit-learn's digits for `epochs`."""
     dataset = load_dataset("digits")
     torch.manual_seed(seed)
     model = build_model("strided_cnn", 10, dataset.train.shape)
@@ -38,7 +38,7 @@ def trained_on_digits(epsilon: float, epochs: int, seed: int) -> Found:
 
 
 def first_images(dataset: Dataset, images: int, device: str) -> tuple[Tensor, Tensor]:
-    """The first `images` and their labels."""
+    """The first `images` test images as floats, and their labels."""
     test = dataset.test
     return (test.images[:images].float() / 255).to(device), test.labels[:images].to(device)
 

@@ -1,14 +1,14 @@
-"""Where the time of a pipeline run goes, and how much of it is not mathematics.
+"""Profile a run of the pipeline: where its time goes, and how much of it is not mathematics.
 
     python -m benchmarks.pipeline [--recipe digits] [--quick] [--out FILE.json]
 
-Runs `python -m flows.full` in a fresh copy of the project, twice: everything, then again with nothing left to do. Each
-process of the run is timed from within by `benchmarks/probe`; the product itself has no instruments. Mathematics is
-what train, attack and detect do besides importing, reading and writing files, logging to MLflow and checking
-params.yaml. Interpreters, imports, DVC, Prefect, MLflow, preparing the data and drawing the report are not.
+Runs `python -m flows.full` twice in a fresh copy of the project: a full run, then one with nothing left to do. Each
+process is timed from within by `benchmarks/profiler`; the product itself has no instrumentation. "Mathematics" is what
+train, attack and detect do except for imports, file access, logging to MLflow and checking params.yaml. Interpreters,
+imports, DVC, Prefect, MLflow, data preparation and the report do not count as mathematics.
 
-What is not mathematics hardly depends on the recipe, so that its share of a longer run can be estimated from this one
-and from what metrics/ says of the other's training.
+This overhead hardly depends on the recipe, so its share of a longer run is estimated from this run and from the
+training times in metrics/.
 """
 
 import argparse
@@ -34,11 +34,11 @@ from trl.nn.device import choose_device
 from trl.results import TrainResult
 
 ROOT = Path(__file__).parents[1]
-PROBE = Path(__file__).parent / "probe"
+PROFILER = Path(__file__).parent / "profiler"
 PACKAGES = ("prefect", "mlflow", "dvc", "matplotlib", "scikit-learn", "scipy")
 MATHEMATICS = ("train", "attack", "detect")
 STAGES = ("prepare", "train", "attack", "detect", "report", "store", "record")
-CAUSES = {  # in the order of tables and plots, with its colour
+CAUSES = {  # in the order of tables and plots, with colours
     "mathematics": "#c8ccd4",
     "data": "#8fa3bf",
     "report": "#5f7ba6",
@@ -59,9 +59,9 @@ CAUSES = {  # in the order of tables and plots, with its colour
 
 
 def copy_project(folder: Path, recipe: str, quick: bool) -> dict[str, Any]:
-    """A project of its own, with this code and nothing computed yet; its parameters."""
+    """Copy the project without any results into `folder`; returns its parameters."""
     for name in ("trl", "tasks", "flows"):
-        shutil.copytree(ROOT / name, folder / name)  # with what Python has compiled
+        shutil.copytree(ROOT / name, folder / name)  # including compiled bytecode
     for name in ("dvc.yaml", "prefect.toml", ".dvcignore", ".gitignore"):
         shutil.copy(ROOT / name, folder / name)
     params: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
@@ -76,11 +76,11 @@ def copy_project(folder: Path, recipe: str, quick: bool) -> dict[str, Any]:
 
 
 def measured_run(folder: Path, recipe: str, name: str) -> dict[str, Any]:
-    """Run the flow in `folder`; the account of where its time went."""
+    """Run the flow in `folder`; returns where its time went (see `account`)."""
     say(f"{name} run of {recipe} …")
     lines = folder / f"{name}.jsonl"
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "PREFECT_"))}
-    environment |= {"PYTHONPATH": os.pathsep.join([str(PROBE), str(folder)]), "TRL_PROBE": str(lines)}
+    environment |= {"PYTHONPATH": os.pathsep.join([str(PROFILER), str(folder)]), "TRL_PROFILE": str(lines)}
     start = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-m", "flows.full", "--recipe", recipe],
@@ -98,11 +98,11 @@ def measured_run(folder: Path, recipe: str, name: str) -> dict[str, Any]:
 
 
 def account(processes: list[dict[str, Any]], wall: float) -> dict[str, Any]:
-    """The lines of a run's processes, summed up.
+    """Sum up the profiles of all `processes` of a run that took `wall` seconds.
 
-    `stages`: how often each ran, its seconds and CPU seconds by cause. `flow`: the seconds of what is before the first
-    stage by cause, of all stages, of recording after them and of the end. `cpu`: all CPU seconds by cause, those of
-    Prefect being what is left, since its server cannot say it itself. `not mathematics`: its shares.
+    `stages`: per stage, how often it ran, seconds and CPU seconds by cause. `flow`: seconds before the first stage by
+    cause, in all stages, in recording after them, and at the end. `cpu`: all CPU seconds by cause; the remainder is
+    attributed to Prefect, whose server is not profiled. `not mathematics`: the fraction that is overhead.
     """
     (flow,) = (p for p in processes if program(p) == "flows.full")
     runs = [(name, start, end) for name, start, end in flow["events"] if name != "command"]
@@ -114,12 +114,12 @@ def account(processes: list[dict[str, Any]], wall: float) -> dict[str, Any]:
         for name, unit in (("seconds", "wall"), ("cpu", "cpu")):
             own = ((called(cause, process), value) for cause, value in process[unit].items() if cause != "command")
             add(figures[name], own)
-        if not is_dvc(process):  # what is left of the CPU's seconds was spent by the threads of PyTorch's kernels
+        if not is_dvc(process):  # the remaining CPU seconds are PyTorch's kernel threads
             rest = process["cpu_total"] - sum(process["cpu"].values())
             add(figures["cpu"], [(called("work", process), max(0.0, rest))])
     for outer, name, start, end in [(flow, *run) for run in runs] + [
         (p, p["stage"], start, end) for p in filter(is_dvc, processes) for _, start, end in p["events"]
-    ]:  # what a process took to come and to go, which it does not see itself
+    ]:  # start and exit of a process, which it cannot measure itself
         inner = [p for p in processes if p is not outer and is_dvc(p) == (outer is flow and "@" in name)]
         seen = sum(p["end"] - p["start"] for p in inner if name in (p["stage"], program(p)))
         add(stages[name.partition("@")[0].rpartition(".")[2]]["seconds"], [("interpreter", end - start - seen)])
@@ -155,10 +155,10 @@ def account(processes: list[dict[str, Any]], wall: float) -> dict[str, Any]:
 
 
 def estimate(run: Mapping[str, Any], metrics: Path) -> dict[str, float]:
-    """An upper bound of what is not mathematics in a run that trained the models in `metrics`, in CPU seconds.
+    """An upper bound on the overhead, in CPU seconds, of a run that trained the models in `metrics`.
 
-    Their training is all the mathematics of which the results say how long it took, as if on one thread; attacks and
-    detection are left out.
+    Only training counts as mathematics, as if on one thread, since the results do not record the time of attacks and
+    detection.
     """
     training = [TrainResult.read(file.parent).seconds for file in sorted(metrics.glob(f"*/{TrainResult.file}"))]
     rest = run["cpu"]["Prefect"]
@@ -179,7 +179,7 @@ def add(to: dict[str, float], values: Iterable[tuple[str, float]]) -> None:
 
 
 def program(process: Mapping[str, Any]) -> str:
-    """`python -m PROGRAM …`, else nothing."""
+    """The program of `python -m PROGRAM …`, else ""."""
     argv = process["argv"]
     return argv[argv.index("-m") + 1] if "-m" in argv else ""
 
@@ -189,13 +189,13 @@ def is_dvc(process: Mapping[str, Any]) -> bool:
 
 
 def kind_of(process: Mapping[str, Any]) -> str:
-    """The kind of stage that a process belongs to, such as train; nothing for the flow itself."""
+    """The stage that a process belongs to, such as train; "" for the flow itself."""
     alone = {"tasks.record": "record"}
     return str(process["stage"]).partition("@")[0] or alone.get(program(process), "")
 
 
 def called(cause: str, process: Mapping[str, Any]) -> str:
-    """The cause in CAUSES that a process's own word for it belongs to."""
+    """The entry of CAUSES for a cause as named in the profile of a process."""
     if is_dvc(process):
         return "DVC" if cause == "other" else cause
     works = {"prepare": "data", "report": "report", "record": "MLflow"}
@@ -204,7 +204,7 @@ def called(cause: str, process: Mapping[str, Any]) -> str:
 
 
 def covered(pieces: Iterable[list[float]]) -> float:
-    """How much time at least one of the pieces covers."""
+    """The time covered by at least one of the pieces."""
     total, reached = 0.0, float("-inf")
     for start, end in sorted(pieces):
         total += max(0.0, end - max(start, reached))
@@ -213,15 +213,15 @@ def covered(pieces: Iterable[list[float]]) -> float:
 
 
 def report(found: Mapping[str, Any]) -> str:
-    """The figures as a Markdown table and lines."""
+    """The figures as a Markdown table, with notes."""
     run, again = found["run"], found["again"]
     stages = {f"{kind} ×{figures['count']}": figures["seconds"] for kind, figures in run["stages"].items()}
-    columns = stages | {"before them": run["flow"]["before"], "CPU, all": run["cpu"]}
+    columns = stages | {"before stages": run["flow"]["before"], "CPU, all": run["cpu"]}
     lines = [
         headline({**found, "seed": ", ".join(map(str, found["seeds"]))}),
         "",
         f"Seconds of a run of {found['recipe']} by stage and cause: {run['seconds']:.0f} s with {run['workers']} "
-        f"workers, {again['seconds']:.1f} s when repeated with nothing to do",
+        f"workers, {again['seconds']:.1f} s for a repeated run with nothing to do",
         "",
         "| | " + " | ".join(columns) + " |",
         "|---" * (len(columns) + 1) + "|",
@@ -234,14 +234,14 @@ def report(found: Mapping[str, Any]) -> str:
     lines += ["", "Not mathematics: " + ", ".join(f"{v:.1%} {name}" for name, v in run["not mathematics"].items())]
     for recipe, figures in found["estimates"].items():
         lines.append(
-            f"Estimated for {recipe}: {figures['not mathematics']:.0f} CPU seconds that are not mathematics, "
-            f"{figures['share at most']:.1%} beside those of training its {figures['models']} models, less beside all"
+            f"Estimated for {recipe}: {figures['not mathematics']:.0f} CPU seconds that are not mathematics, at most "
+            f"{figures['share at most']:.1%} of the total with the training of its {figures['models']} models"
         )
     return "\n".join(lines)
 
 
 def plot(found: Mapping[str, Any], path: Path) -> None:
-    """Seconds of one process of each stage as stacked bars, and of what comes before them."""
+    """Stacked bars: seconds of one run of each stage, and of what precedes the stages."""
     from matplotlib.figure import Figure
 
     run = found["run"]
@@ -273,8 +273,8 @@ def main(arguments: list[str] | None = None) -> None:
         prog="python -m benchmarks.pipeline", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--recipe", default="digits", help="a recipe of params.yaml (default digits)")
-    parser.add_argument("--quick", action="store_true", help="two models that learn nothing, in a minute or two")
-    parser.add_argument("--out", type=Path, help="JSON file; a plot is put beside it")
+    parser.add_argument("--quick", action="store_true", help="train two tiny models, in a minute or two")
+    parser.add_argument("--out", type=Path, help="write JSON there, and a plot next to it")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -1,4 +1,4 @@
-"""Where the figures of a benchmark go: to the terminal, and to a file with a plot beside it."""
+"""Publish the figures of a benchmark: on the terminal, and in a file with a plot."""
 
 import json
 from collections.abc import Callable
@@ -11,7 +11,7 @@ Found = dict[str, Any]
 def publish(
     found: Found, report: Callable[[Found], str], plot: Callable[[Found, Path], None], out: Path | None
 ) -> None:
-    """Print the report; with `out` also write all figures as JSON, and the plot under its name."""
+    """Print the report; with `out`, also write all figures as JSON and the plot under the same name."""
     print(report(found))
     if out:
         out.write_text(json.dumps(found, indent=2) + "\n")

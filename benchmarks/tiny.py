@@ -1,8 +1,8 @@
-"""A recipe that takes seconds and learns nothing: to run the pipeline for its own sake."""
+"""A recipe that takes seconds and learns nothing, to exercise the pipeline itself."""
 
 from typing import Any
 
-TINY: dict[str, Any] = {  # what it changes of another recipe
+TINY: dict[str, Any] = {  # overrides of another recipe
     "model": {"name": "mlp", "width": 16, "depth": 1},
     "train": {
         "epochs": 2,

@@ -1,16 +1,16 @@
-"""Training beside that of torchattacks, foolbox and ART: same network, images and machine, in one run.
+"""Compare training with torchattacks, foolbox and ART: same network, images and machine, in one run.
 
     python -m benchmarks.training [--quick] [--only speed|accuracy] [--networks NAME …] [--out FILE.json]
 
-1. Speed of an optimiser step, on images of noise, by the constants of params.yaml. Ours is the training loop's own,
-   with augmentation; the peers' are plain loops in fp32 on float images. The contestants take turns, and a ratio is the
-   median over the turns, so that other work on the machine disturbs all alike. FLOP/s are those that a method needs:
-   the passes of images through the network in one step of ours (a forward counts 1, a backward to the input 1, one to
-   the weights, too, 2) times the FLOPs of a forward. The peak is that of a product of two square matrices.
-2. Accuracy: the same adversarial training of a small network on scikit-learn's digits by ours and by a plain loop with
-   torchattacks, over several seeds, under the same attack.
+1. Speed of an optimiser step on noise images, with the constants of params.yaml. Ours is a step of the training loop,
+   with augmentation; the others are plain fp32 loops on float images. Contestants take turns, and each ratio is the
+   median over turns, so that other load on the machine affects all of them equally. FLOP/s count what a method needs:
+   the passes of images through the network in one of our steps (1 for a forward, 1 for a backward to the input only, 2
+   for a full backward) times the FLOPs of a forward. The peak is measured on a product of two square matrices.
+2. Accuracy: the same adversarial training of a small network on scikit-learn's digits by our loop and by a plain loop
+   with torchattacks, over several seeds, evaluated under the same attack.
 
-A peer that is not installed is left out: `pip install -e .[benchmarks]` installs all.
+Libraries that are not installed are skipped; `pip install -e .[benchmarks]` installs all of them.
 """
 
 import argparse
@@ -53,16 +53,16 @@ from trl.training.loop import Run
 from trl.training.schedule import rate_factor
 
 PACKAGES = ("torchattacks", "foolbox", "adversarial-robustness-toolbox")
-METHODS: dict[str, tuple[str, dict[str, Any]]] = {  # the recipe's method, and what is changed of it
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {  # the recipe's method, and changes to its options
     "um": ("um", {}),
     "at": ("at", {}),
     "alp": ("alp", {}),
     "tla": ("tla", {}),
     "tla queue": ("tla", {"negative": "queue"}),
 }
-PASSES = {"forward": 1, "input gradient": 1, "full backward": 2}  # what each costs, in forwards
-SUFFIXES = {"fp32": "", "bf16": " bf16"}  # of contestants' names
-SMALL, RECIPE, ATTACK = "strided_cnn", "digits", "pgd"  # what accuracy is compared on
+PASSES = {"forward": 1, "input gradient": 1, "full backward": 2}  # cost of each, in forward passes
+SUFFIXES = {"fp32": "", "bf16": " bf16"}  # appended to contestants' names
+SMALL, RECIPE, ATTACK = "strided_cnn", "digits", "pgd"  # the setting for comparing accuracy
 
 Shape = tuple[int, int, int]
 Step = Callable[[], object]  # one optimiser step
@@ -71,7 +71,7 @@ Attack = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Network:
-    """What is trained; the constants are those of a recipe, whose pool shrinks with the batch."""
+    """A network to train with the constants of a recipe; the pool shrinks with the batch."""
 
     name: str
     recipe: str
@@ -86,14 +86,14 @@ class Network:
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is measured."""
+    """Sizes of the measurement."""
 
     networks: tuple[Network, ...] = (
         Network("mnist_cnn", "mnist", (1, 28, 28), batch=50, turns=20),
         Network("resnet18", "cifar10", (3, 32, 32), batch=50, turns=20),
         Network("wrn_34_10", "cifar10", (3, 32, 32), batch=50, turns=10),
     )
-    product: int = 8192  # rows of the matrices whose product is the peak
+    product: int = 8192  # rows of the matrices for measuring the peak
     epochs: int = 60
     seeds: int = 3
 
@@ -120,7 +120,7 @@ QUICK = Sizes(
 
 @dataclass(frozen=True)
 class Job:
-    """What every contestant does, from the weights of `model`, of which it takes a copy."""
+    """The task of every contestant, starting from a copy of `model`."""
 
     network: Network
     recipe: Recipe
@@ -131,14 +131,14 @@ class Job:
 
     @property
     def batch(self) -> tuple[Tensor, Tensor]:
-        """Images and labels, as a plain loop has them."""
+        """Float images and labels, as a plain loop uses them."""
         n = self.network.batch
         x, y = self.images.images[:n].to(self.device), self.images.labels[:n].to(self.device)
         return x.float() / 255, y
 
 
 def ours(job: Job, method: str, precision: str, passes: Counter[str]) -> Step:
-    """The training loop's step; the first one counts its `passes`. TrlError: this version has no such option."""
+    """A step of our training loop; the first call counts `passes`. TrlError: this version has no such option."""
     recipe, config, batch = job.recipe, job.recipe.train, job.network.batch
     name, changed = METHODS[method]
     options = {**recipe.methods[name].options, **changed}
@@ -166,7 +166,7 @@ def ours(job: Job, method: str, precision: str, passes: Counter[str]) -> Step:
 
 @contextmanager
 def counting(model: Any, passes: Counter[str]) -> Iterator[None]:
-    """Inside, `passes` counts the images that pass through the network, by what is computed of them."""
+    """Inside, count in `passes` the images that pass through the network, by kind of pass."""
 
     def count(body: nn.Module, inputs: tuple[Tensor]) -> None:
         (x,) = inputs
@@ -185,7 +185,7 @@ def counting(model: Any, passes: Counter[str]) -> Iterator[None]:
 def plain_step(
     model: nn.Module, attack: Attack, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, smoothing: float
 ) -> None:
-    """Adversarial training as it is usually written."""
+    """One step of adversarial training as it is usually written."""
     model.eval()
     x_adv = attack(x, y)
     model.train()
@@ -244,10 +244,10 @@ def with_art(job: Job) -> Step:
     trainer = AdversarialTrainerMadryPGD(
         classifier, eps=job.recipe.threat.epsilon, eps_step=options["step_size"], max_iter=options["steps"]
     )
-    x, y = (values.cpu().numpy() for values in job.batch)  # its interface are numpy arrays
+    x, y = (values.cpu().numpy() for values in job.batch)  # its interface is NumPy arrays
 
     def step() -> None:
-        with redirect_stderr(io.StringIO()):  # two progress bars for each batch
+        with redirect_stderr(io.StringIO()):  # hides two progress bars per batch
             trainer.fit(x, y, batch_size=len(x), nb_epochs=1)
 
     return step
@@ -265,7 +265,7 @@ class Contestant:
     method: str
     precision: str
     prepare: Callable[[], Step]
-    passes: Counter[str] = field(default_factory=Counter)  # of ours: what its first step counted
+    passes: Counter[str] = field(default_factory=Counter)  # for ours, as counted in its first step
 
 
 def contestants_for(job: Job, precisions: Iterable[str]) -> dict[str, Contestant]:
@@ -279,9 +279,9 @@ def contestants_for(job: Job, precisions: Iterable[str]) -> dict[str, Contestant
 
 
 def training_speed(network: Network, recipe: Recipe, peaks: dict[str, float], device: str, seed: int) -> dict[str, Any]:
-    """By contestant (None: left out) its figures, and ratios of the same turn: the peers to our AT, methods to AT."""
+    """Figures by contestant (None: skipped), our AT relative to other libraries, and methods relative to AT."""
     torch.manual_seed(seed)
-    normalisation = {option: recipe.model.options[option] for option in ("mean", "std")}  # others may not fit
+    normalisation = {option: recipe.model.options[option] for option in ("mean", "std")}  # other options may not apply
     model = build_model(network.name, 10, network.shape, **normalisation).eval().to(device)
     length = 2 * max(network.batch, network.pool(recipe))
     noise = ImageSet(torch.randint(256, (length, *network.shape), dtype=torch.uint8), torch.randint(10, (length,)))
@@ -326,7 +326,7 @@ def training_speed(network: Network, recipe: Recipe, peaks: dict[str, float], de
         "epsilon": recipe.threat.epsilon,
         "attack": recipe.train.attack.options,
         "flops of a forward": flops,
-        "passes": {  # of images, by image of the batch
+        "passes": {  # per image of the batch
             name: {kind: counted[kind] / network.batch for kind in PASSES} | {"in forwards": needed[name]}
             for name, counted in passes.items()
         },
@@ -337,12 +337,12 @@ def training_speed(network: Network, recipe: Recipe, peaks: dict[str, float], de
 
 
 def forwards(passes: Counter[str]) -> int:
-    """What they cost, in forwards of an image."""
+    """Their cost in forward passes of one image."""
     return sum(PASSES[kind] * images for kind, images in passes.items())
 
 
 def forward_flops(model: nn.Module, shape: Shape, device: str) -> int:
-    """Of one image: those of convolutions and matrix products, which are nearly all."""
+    """FLOPs of one image in convolutions and matrix products, which are nearly all."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.rand(1, *shape, device=device))
     flops: int = counter.get_total_flops()
@@ -350,10 +350,10 @@ def forward_flops(model: nn.Module, shape: Shape, device: str) -> int:
 
 
 def peak(dtype: torch.dtype, size: int, device: str) -> float:
-    """FLOP/s of the fastest of several products of two square matrices."""
+    """Peak FLOP/s: the fastest of several products of two square matrices."""
     a, b = torch.rand(2, size, size, device=device, dtype=dtype)
     before = torch.get_float32_matmul_precision()
-    if device.startswith("cuda"):  # TF32, in which PyTorch computes fp32 convolutions there
+    if device.startswith("cuda"):  # TF32, which PyTorch uses for fp32 convolutions there
         torch.set_float32_matmul_precision("high")
     try:
         return 2 * size**3 / min(timed(lambda: a @ b, device) for _ in range(10))
@@ -362,7 +362,7 @@ def peak(dtype: torch.dtype, size: int, device: str) -> float:
 
 
 def compare_accuracy(sizes: Sizes, recipe: Recipe, device: str, seed: int) -> dict[str, Any]:
-    """Clean and robust accuracy and seconds of training by trainer (None: not installed), a value for each seed."""
+    """Clean and robust accuracy and training seconds per seed, by trainer (None: not installed)."""
     data = recipe.data
     splits = split(load_dataset(data.name, **data.options), data.validation, data.split_seed)
     threat, spec = build_threat(recipe.threat.norm, recipe.threat.epsilon), recipe.attack.attacks[ATTACK]
@@ -414,7 +414,7 @@ def compare_accuracy(sizes: Sizes, recipe: Recipe, device: str, seed: int) -> di
 def train_ours(model: nn.Module, recipe: Recipe, splits: Splits, epochs: int, device: str, seed: int) -> None:
     model.to(memory_format=torch.channels_last)
     config = recipe.train
-    validation = config.validation.model_copy(update={"every": epochs})  # a plain loop does not choose an epoch
+    validation = config.validation.model_copy(update={"every": epochs})  # a plain loop does not select an epoch
     threat = build_threat(recipe.threat.norm, recipe.threat.epsilon)
     setting = Setting(TrainingData(splits.train, device), threat, config.label_smoothing, seed)
     with redirect_stdout(sys.stderr):
@@ -457,7 +457,7 @@ def report(found: dict[str, Any]) -> str:
                 cells += [f"{figures['flops per second'] / 1e9:.1f}", f"{figures['share of peak']:.0%}"]
             lines.append(f"| {titled(row)} | {name} | " + " | ".join(cells) + " |")
     if found["speed"]:
-        lines += ["", "How many times faster a step of our AT is than that of", ""]
+        lines += ["", "Speed of a step of our AT relative to", ""]
         lines += ["| | " + " | ".join(PEERS) + " |", "|---" * (len(PEERS) + 1) + "|"]
     for row, suffix in rows_of_at(found):
         ratios = [row["ratios"].get(f"at{suffix} / {peer}") for peer in PEERS]
@@ -465,7 +465,7 @@ def report(found: dict[str, Any]) -> str:
         lines.append(f"| {titled(row)}, at{suffix} | " + " | ".join(cells) + " |")
     others = [method for method in METHODS if method != "at"]
     if found["speed"]:
-        lines += ["", "How many times as long a step takes as AT's; in brackets, as many passes it needs", ""]
+        lines += ["", "Time of a step relative to AT; in brackets, relative number of passes", ""]
         lines += ["| | " + " | ".join(others) + " |", "|---" * (len(others) + 1) + "|"]
     for row, suffix in rows_of_at(found):
         costs = [row["costs"].get(f"{method}{suffix} / at{suffix}") for method in others]
@@ -487,7 +487,7 @@ def report(found: dict[str, Any]) -> str:
 
 
 def rows_of_at(found: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:
-    """Each network with the suffix of each precision: what AT was measured on."""
+    """Every network with the suffix of every precision that AT was measured in."""
     return [(row, SUFFIXES[precision]) for row in found["speed"] for precision in found["peak"]]
 
 
@@ -500,13 +500,13 @@ def spread(values: list[float], kind: str = "f") -> str:
 
 
 def plot(found: dict[str, Any], path: Path) -> None:
-    """All ratios as bars, beside the line at 1."""
+    """All ratios as bars, with a line at 1."""
     named = {row["network"]["name"]: row for row in found["speed"]}
     faster = {f"{name}: {key}": value for name, row in named.items() for key, value in row["ratios"].items()}
     if found["accuracy"]:
         faster |= {f"{SMALL}, whole training: {key}": value for key, value in found["accuracy"]["ratios"].items()}
     slower = {f"{name}: {key}": cost["time"] for name, row in named.items() for key, cost in row["costs"].items()}
-    panels = {"speed of AT in relation to the peer": faster, "time of a step in relation to AT's": slower}
+    panels = {"speed of AT relative to the other library": faster, "time of a step relative to AT": slower}
     panels = {label: ratios for label, ratios in panels.items() if ratios}
     if panels:
         draw(panels, found["machine"]["gpu"] or found["machine"]["cpu"], path)
@@ -516,18 +516,18 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="a minute or two instead of an hour; less exact")
-    parser.add_argument("--only", choices=("speed", "accuracy"), help="one of the two measurements")
-    parser.add_argument("--networks", nargs="+", metavar="NAME", help="some of the networks that speed is measured on")
-    parser.add_argument("--device", help="cpu, cuda, …; as for the stages otherwise")
+    parser.add_argument("--quick", action="store_true", help="take a minute or two instead of an hour; less exact")
+    parser.add_argument("--only", choices=("speed", "accuracy"), help="run only one of the two measurements")
+    parser.add_argument("--networks", nargs="+", metavar="NAME", help="measure speed only on these networks")
+    parser.add_argument("--device", help="cpu, cuda, … (default: TRL_DEVICE, or the GPU if there is one)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="JSON file; a plot of the ratios is put beside it")
+    parser.add_argument("--out", type=Path, help="write JSON there, and a plot of the ratios next to it")
     options = parser.parse_args(arguments)
     device = choose_device(options.device)
     sizes = QUICK if options.quick else Sizes() if device.startswith("cuda") else ON_CPU
     known = [network.name for network in sizes.networks]
     if unknown := set(options.networks or ()).difference(known):
-        parser.error(f"--networks: no {', '.join(sorted(unknown))} here; choose from {', '.join(known)}")
+        parser.error(f"--networks: unknown {', '.join(sorted(unknown))}; choose from {', '.join(known)}")
     networks = [network for network in sizes.networks if network.name in (options.networks or known)]
     logging.getLogger("art").setLevel(logging.WARNING)
     recipes = load_params().recipes

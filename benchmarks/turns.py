@@ -1,4 +1,4 @@
-"""Contestants that take turns, so that other work on the machine disturbs all of them alike."""
+"""Let contestants take turns, so that other load on the machine affects all of them equally."""
 
 import sys
 import time
@@ -8,15 +8,15 @@ from statistics import median
 
 import torch
 
-Seconds = dict[str, list[float]]  # of each turn, by contestant
+Seconds = dict[str, list[float]]  # contestant → seconds of each turn
 
 
 def take_turns(
     runs: Mapping[str, Callable[[], object]], turns: int, clock: Callable[[Callable[[], object]], float], title: str
 ) -> Seconds:
-    """What `clock` says of each contestant's run in each turn."""
+    """Measure each contestant's run with `clock` in each turn."""
     seconds: Seconds = {contestant: [] for contestant in runs}
-    for turn in range(turns + 1):  # the first one is no measurement: memory and kernels are being prepared
+    for turn in range(turns + 1):  # the first turn is a warm-up
         say(f"{title}: turn {turn} of {turns}")
         for contestant, run in runs.items():
             elapsed = clock(run)
@@ -43,7 +43,7 @@ def say(line: str) -> None:
 
 
 def draw(panels: Mapping[str, Mapping[str, float]], title: str, path: Path) -> None:
-    """Ratios as bars beside the line at 1; a panel for each kind of ratio."""
+    """Ratios as bars with a line at 1; one panel per kind of ratio."""
     from matplotlib.figure import Figure
 
     heights = [1 + 0.3 * len(ratios) for ratios in panels.values()]

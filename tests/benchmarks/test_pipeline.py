@@ -1,4 +1,4 @@
-"""The benchmark of the pipeline: its probe times a process from within, and the accounts add up."""
+"""The benchmark of the pipeline: its profiler times a process from within, and the sums add up."""
 
 import importlib
 import json
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from benchmarks import pipeline
-from benchmarks.probe.sitecustomize import PROBES
+from benchmarks.profiler.sitecustomize import TIMED
 from tests.helpers.deployable import rewrite
 from tests.helpers.synthetic_results import write_model
 
@@ -19,7 +19,7 @@ TRAIN = "train@digits-um-0"
 
 
 def process(argv: str, stage: str, start: float, end: float, **more: Any) -> dict[str, Any]:
-    """A line of the probe: a tenth of a second of interpreter, then what `more` says."""
+    """A line of the profiler: a tenth of a second of interpreter, then what `more` gives."""
     wall = {"interpreter": 0.1, **more.pop("wall", {})}
     cpu = {"interpreter": 0.1, **more.pop("cpu", {})}
     line = {"argv": argv.split(), "stage": stage, "start": start, "end": end, "wall": wall, "cpu": cpu}
@@ -105,24 +105,24 @@ def test_the_report_and_the_plot(lines: list[dict[str, Any]], tmp_path: Path) ->
         **{"run": run, "again": run, "estimates": {"mnist_cpu": figures}},
     }
     said = pipeline.report(found)
-    assert "| | train ×1 | record ×1 | before them | CPU, all |" in said
+    assert "| | train ×1 | record ×1 | before stages | CPU, all |" in said
     assert "| mathematics | 12.0 |  |  | 16.0 |" in said
     assert "| sum | 20.0 | 4.0 | 10.0 | 46.1 |" in said
-    assert "mnist_cpu: 50 CPU seconds that are not mathematics, 4.8% beside" in said
+    assert "mnist_cpu: 50 CPU seconds that are not mathematics, at most 4.8% of the total" in said
     pipeline.plot(found, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 1000
 
 
-@pytest.mark.parametrize("module", PROBES)
+@pytest.mark.parametrize("module", TIMED)
 def test_what_is_timed_exists(module: str) -> None:
-    for path in PROBES[module]:
+    for path in TIMED[module]:
         found: Any = importlib.import_module(module)
         for part in path.split("."):
             found = getattr(found, part)
         assert callable(found)
 
 
-def test_the_probe_times_a_process(tmp_path: Path) -> None:
+def test_the_profiler_times_a_process(tmp_path: Path) -> None:
     """Imports belong to the outermost library that is imported, work within work to what is innermost."""
     code = {
         "trl/__init__.py": "",
@@ -142,9 +142,9 @@ def test_the_probe_times_a_process(tmp_path: Path) -> None:
     main += "def work():\n    import mlflow\n    time.sleep(0.3)\n    write_json()\n    time.sleep(0.1)\n"
     main += "run_stage(work, per_model=False)\n"
     environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(pipeline.PROBE), str(tmp_path)]),
-        "TRL_PROBE": str(tmp_path / "lines"),
-        "TRL_PROBE_STAGE": TRAIN,
+        "PYTHONPATH": os.pathsep.join([str(pipeline.PROFILER), str(tmp_path)]),
+        "TRL_PROFILE": str(tmp_path / "lines"),
+        "TRL_PROFILE_STAGE": TRAIN,
     }
     subprocess.run([sys.executable, "-c", main], cwd=tmp_path, env=environment, check=True)
     line = json.loads((tmp_path / "lines").read_text())

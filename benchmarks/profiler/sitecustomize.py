@@ -1,8 +1,8 @@
-"""Python runs this when it starts, if PYTHONPATH names the folder: at exit, the process says where its time went.
+"""A profiler that Python loads at startup if this folder is on PYTHONPATH; at exit it reports where the time went.
 
-`benchmarks.pipeline` measures a run of the pipeline by it, so that the product needs no instruments. A process appends
-one line of JSON to the file that TRL_PROBE names. Time belongs to the innermost thing under way: importing mlflow
-inside the logging of a model is importing. Standard library only, as little of it as can be: it is measured, too.
+`benchmarks.pipeline` uses it, so that the product needs no instrumentation. Each process appends one line of JSON to
+the file TRL_PROFILE. Time counts for the innermost activity: importing mlflow while logging a model counts as import.
+Uses as little of the standard library as possible, since its own time is measured, too.
 """
 
 import atexit
@@ -14,8 +14,8 @@ import time
 from functools import wraps
 from importlib.machinery import SourceFileLoader
 
-# What is timed: module → function → what its time is called. `run_stage` is handed the stage's work, which is timed.
-PROBES = {
+# What is timed: module → function → name of the cause. For `run_stage`, the function passed to it is timed.
+TIMED = {
     "dvc.stage.run": {"cmd_run": "command"},
     "flows.server": {"TemporaryServer.wait": "Prefect"},
     "flows.stages": {"Workers.run": "worker", "stage_graph": "DVC"},
@@ -36,20 +36,20 @@ PROBES = {
     "trl.report.figures": {"save_figures": "figures"},
     "trl.training.checkpoint": {"Checkpoint.load": "files", "Checkpoint.save": "files"},
 }
-EVENTS = ("command", "worker")  # these are noted one by one, with their beginning and end
+EVENTS = ("command", "worker")  # recorded one by one, with start and end
 LIBRARIES = {"torchvision": "torch", "functorch": "torch", "sklearn": "scipy"} | {
     name: name for name in ("dvc", "matplotlib", "mlflow", "prefect", "scipy", "torch")
 }
-MERGED_SECONDS = 0.05  # pieces of work closer to each other are one
+MERGED_SECONDS = 0.05  # pieces of work with smaller gaps are merged
 
 
 class Clock:
-    """One thread's wall and CPU seconds by cause."""
+    """Wall and CPU seconds of one thread by cause."""
 
     def __init__(self) -> None:
         self.stack = ["other"]
         self.seconds: dict[str, list[float]] = {}
-        self.pieces: list[list[float]] = []  # when there was work
+        self.pieces: list[list[float]] = []  # intervals of work
         self.last = time.time(), time.thread_time()
 
     def switch(self) -> None:
@@ -114,7 +114,7 @@ def exec_module(self, module):
         execute(self, module)
     finally:
         local.clock.pop()
-    for path, cause in PROBES.get(name, {}).items():
+    for path, cause in TIMED.get(name, {}).items():
         owner = module
         *owners, attribute = path.split(".")
         for part in owners:
@@ -127,11 +127,11 @@ def exec_module(self, module):
 
 
 def born() -> float:
-    """When the process was started."""
+    """The time at which the process started."""
     try:
         with open("/proc/self/stat") as file:
             ticks = int(file.read().rpartition(")")[2].split()[19])
-    except OSError:  # no Linux: what came before this file is not seen
+    except OSError:  # not Linux: time before this file is not measured
         return time.time()
     return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + ticks / os.sysconf("SC_CLK_TCK")
 
@@ -158,15 +158,15 @@ def end() -> None:
         "work": local.clock.pieces,
         "events": events,
     }
-    with open(os.environ["TRL_PROBE"], "a") as file:
+    with open(os.environ["TRL_PROFILE"], "a") as file:
         file.write(json.dumps(line) + "\n")
 
 
-if os.environ.get("TRL_PROBE"):
+if os.environ.get("TRL_PROFILE"):
     START, LOADED, LOADED_CPU = born(), time.time(), time.process_time()
-    if "repro" in sys.orig_argv:  # the stage's own process inherits its name from DVC's
-        os.environ["TRL_PROBE_STAGE"] = sys.orig_argv[-1]
-    STAGE = os.environ.get("TRL_PROBE_STAGE", "")
+    if "repro" in sys.orig_argv:  # the stage's process inherits it from DVC's
+        os.environ["TRL_PROFILE_STAGE"] = sys.orig_argv[-1]
+    STAGE = os.environ.get("TRL_PROFILE_STAGE", "")
     execute = SourceFileLoader.exec_module
     SourceFileLoader.exec_module = exec_module
     atexit.register(end)
