@@ -80,9 +80,7 @@ def _opened_npz(path: Path) -> Iterator[Any]:
 
 
 def _tensor(array: np.ndarray) -> Tensor:
-    return torch.from_numpy(
-        array.astype(array.dtype.newbyteorder("="), copy=False)
-    )  # PyTorch supports native byte order only
+    return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))  # PyTorch needs native byte order
 
 
 def _describe(file: Any, name: str) -> str:

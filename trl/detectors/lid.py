@@ -40,7 +40,5 @@ class DimensionDetector(Detector):
         chosen = self.natural[nearest(features, self.natural, min(self.neighbours, len(self.natural)))]
         distances = torch.linalg.vector_norm(features[:, None] - chosen, dim=2)
         furthest = distances.amax(1, keepdim=True)
-        ratios = distances / furthest.clamp_min(
-            1e-100
-        )  # 0 if all neighbours equal the embedding, which is then natural
+        ratios = distances / furthest.clamp_min(1e-100)  # 0 if all neighbours equal the embedding: it is natural
         return 1 / -ratios.clamp_min(NEAREST).log().mean(1).clamp_max(-FLATTEST)

@@ -25,9 +25,7 @@ class MahalanobisDetector(GaussianDetector):
         """TrlError for features that do not vary within any class."""
         centred = torch.cat([rows - rows.mean(0) for rows in by_class(features, labels, tied=True)])
         variance = centred.square().mean(0)
-        unit = (
-            variance + FLOOR * variance.mean()
-        ).sqrt()  # layers differ in scale, and shrinkage would drown the small ones
+        unit = (variance + FLOOR * variance.mean()).sqrt()  # layers differ in scale: shrinkage would drown small ones
         super()._learn(features / unit, labels)
         self._keep(means=self.means * unit, whitenings=self.whitenings / unit[:, None])
 

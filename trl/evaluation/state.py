@@ -52,9 +52,7 @@ class State:
         try:
             if not kept:
                 folder.mkdir(parents=True, exist_ok=True)
-                np.save(
-                    folder / IMAGES, np.zeros(shape, np.float32)
-                )  # full size at once, so that a full disk fails here
+                np.save(folder / IMAGES, np.zeros(shape, np.float32))  # in full: a full disk fails here
             images = np.lib.format.open_memmap(folder / IMAGES, mode="r+")
         except OSError as error:
             raise TrlError(
@@ -66,9 +64,8 @@ class State:
         """Write everything to disk, if there is a folder; TrlError if it cannot be written."""
         if self.folder is not None:
             meta = {"done": self.done, "costs": {name: asdict(cost) for name, cost in self.costs.items()}}
-            flags = {
-                f"correct.{name}": flags for name, flags in self.flags.items()
-            }  # safetensors reserves the name __metadata__
+            # the prefix, since safetensors reserves the name __metadata__
+            flags = {f"correct.{name}": flags for name, flags in self.flags.items()}
             write_atomic(self.folder / BOOKS, save(flags, {"meta": json.dumps(meta)}))
 
     def take(self) -> Tensor:
