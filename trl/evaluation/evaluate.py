@@ -154,14 +154,14 @@ def evaluate(
     classes = check_setup(model, x, y, batch_size)
     check_criterion(criterion)
     half = may_use_half(model, precision)
-    books = open_state(
+    stored = open_state(
         state, key, model, x, y, attacks, threat, batch_size, seed, cumulative, criterion, half, eight_bit
     )
     parts = {name: parts_of(name, attack) for name, attack in attacks.items()}
     total = len(x) * (1 + sum(map(len, parts.values())))
     signs = check_setting(model, x, attacks, threat) if checks else []
     with evaluating(model), Progress("evaluate", total, "images") as progress:
-        run = Run(model, x, y, threat, batch_size, seed, books, progress, criterion, half, eight_bit)
+        run = Run(model, x, y, threat, batch_size, seed, stored, progress, criterion, half, eight_bit)
         correct = {"clean": run.clean()}
         if checks and isinstance(criterion, Misclassified):
             signs += check_accuracy(correct["clean"], classes)

@@ -71,11 +71,11 @@ def attack_all(
     errors are those of `evaluate`.
     """
     check_setup(model, x, y, batch_size)
-    books = open_state(state, key, model, x, y, {"perturb": attack}, threat, batch_size, seed)
+    stored = open_state(state, key, model, x, y, {"perturb": attack}, threat, batch_size, seed)
     everything = torch.ones(len(x), dtype=torch.bool)
     with evaluating(model), Progress("perturb", len(x), "images") as progress:
-        Run(model, x, y, threat, batch_size, seed, books, progress).part("perturb", attack, everything, everything)
-    return books.take()
+        Run(model, x, y, threat, batch_size, seed, stored, progress).part("perturb", attack, everything, everything)
+    return stored.take()
 
 
 def check_setup(model: nn.Module, x: Tensor, y: Tensor, batch_size: int) -> int:

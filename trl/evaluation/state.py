@@ -28,7 +28,7 @@ from trl.common.files import write_atomic
 from trl.common.progress import say
 from trl.evaluation.cost import Cost
 
-BOOKS, IMAGES = "books.safetensors", "adversarials.npy"
+RESULTS, IMAGES = "results.safetensors", "adversarials.npy"
 KNOWN = ("trl", "torch", "torchvision")  # packages whose code or version is part of the fingerprint
 PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device)
 
@@ -66,7 +66,7 @@ class State:
             meta = {"done": self.done, "costs": {name: asdict(cost) for name, cost in self.costs.items()}}
             # the prefix, since safetensors reserves the name __metadata__
             flags = {f"correct.{name}": flags for name, flags in self.flags.items()}
-            write_atomic(self.folder / BOOKS, save(flags, {"meta": json.dumps(meta)}))
+            write_atomic(self.folder / RESULTS, save(flags, {"meta": json.dumps(meta)}))
 
     def take(self) -> Tensor:
         """Hand the images over to the caller: changing them does not change the folder."""
@@ -77,7 +77,7 @@ class State:
 
     def _load(self) -> bool:
         assert self.folder is not None
-        path = self.folder / BOOKS
+        path = self.folder / RESULTS
         if not path.exists():
             return False
         try:

@@ -22,7 +22,7 @@ from trl.attacks.transfer import from_model
 from trl.common.errors import TrlError
 from trl.detectors import Detector, build_detector
 from trl.evaluation import Evaluation, attack_all, evaluate
-from trl.evaluation.state import BOOKS, IMAGES, Description, fingerprint
+from trl.evaluation.state import IMAGES, RESULTS, Description, fingerprint
 from trl.models import build_model
 from trl.threat import L2, Linf
 
@@ -103,7 +103,7 @@ def test_another_evaluation_does_not_touch_it(tmp_path: Path, changed: dict) -> 
     assert_same(run(tmp_path, 4), run(None))
 
 
-@pytest.mark.parametrize("name", [BOOKS, IMAGES])
+@pytest.mark.parametrize("name", [RESULTS, IMAGES])
 @pytest.mark.parametrize("damage", ["truncated", "other bytes", "gone"])
 def test_a_damaged_state_starts_anew(
     tmp_path: Path, name: str, damage: str, capsys: pytest.CaptureFixture[str]
@@ -117,7 +117,7 @@ def test_a_damaged_state_starts_anew(
     else:
         path.write_bytes(content[: len(content) // 2] if damage == "truncated" else b"\0" * len(content))
     assert_same(run(tmp_path), run(None))
-    if (name, damage) != (BOOKS, "gone"):
+    if (name, damage) != (RESULTS, "gone"):
         assert "starting over" in capsys.readouterr().out
 
 
@@ -453,7 +453,7 @@ def survive(folder: str | None) -> Evaluation:
 def test_sigkill(tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], env=environment)
-    while not list(tmp_path.glob(f"*/{BOOKS}")):
+    while not list(tmp_path.glob(f"*/{RESULTS}")):
         assert process.poll() is None
         time.sleep(0.01)  # leaves the processor to it
     process.send_signal(signal.SIGKILL)
