@@ -19,6 +19,7 @@ from trl.threat import Threat
 
 STEPPING = (pgd, bim, cw, mim)  # attacks whose step_size is a length in the threat's norm
 FEW = 20  # with fewer images, chance accuracy varies too much
+ABOVE = 0.05  # accuracy further above chance is no guessing, however few the images
 DARK = 1.5 / 255  # largest value of images that were divided by 255 twice, or that are 0 and 1 as uint8
 
 
@@ -34,7 +35,8 @@ def check_setting(model: nn.Module, x: Tensor, attacks: Mapping[str, Attack], th
 def check_accuracy(correct: Tensor, classes: int) -> list[Sign]:
     """A sign if the clean accuracy of `correct`, bool [n], is no better than chance; none for fewer than 20 images."""
     n, accuracy, chance = len(correct), float(correct.double().mean()), 1 / classes
-    if n < FEW or accuracy > chance + 2 * math.sqrt(chance * (1 - chance) / n):  # two standard deviations above it
+    margin = min(ABOVE, 2 * math.sqrt(chance * (1 - chance) / n))  # at most two standard deviations
+    if n < FEW or accuracy > chance + margin:
         return []
     return [
         Sign(

@@ -72,7 +72,15 @@ def test_images_divided_twice(x: Tensor, seen: list[str]) -> None:
 
 @pytest.mark.parametrize(
     ("right", "n", "classes", "seen"),
-    [(100, 1000, 10, 1), (118, 1000, 10, 1), (120, 1000, 10, 0), (0, 20, 2, 1), (19, 19, 2, 0)],
+    [
+        (100, 1000, 10, 1),
+        (118, 1000, 10, 1),
+        (120, 1000, 10, 0),
+        (0, 20, 2, 1),
+        (19, 19, 2, 0),
+        (14, 20, 2, 0),
+        (11, 20, 2, 1),
+    ],
 )
 def test_clean_accuracy_of_a_guess(right: int, n: int, classes: int, seen: int) -> None:
     assert len(check_accuracy(torch.arange(n) < right, classes)) == seen
