@@ -21,7 +21,7 @@ SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".tar", ".bin", ".th", ".pt2
 # usual keys of a model in a checkpoint, the first one found wins; moving averages come last
 USUAL = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "module", "classifier", "weights")
 AVERAGE = re.compile("(^|_)(ema|swa)(_|$)|averag")
-OTHER = re.compile("optim|sched|scaler")  # states other than model weights
+OTHER = re.compile("optim(?!al)|sched|scaler")  # states other than model weights
 COUNTERS = ("num_batches_tracked", "n_averaged")  # evaluation does not depend on them
 WRAPPERS = ("module", "_orig_mod")  # added by DataParallel and torch.compile, at any depth
 CONSTANT = re.compile(r"(?!running_)(?:\w+_)?(?:(means?|mu)|(stds?|sds?|sigma))")  # of a normalisation: mean or std

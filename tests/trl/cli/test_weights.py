@@ -45,7 +45,9 @@ def assert_same(model: nn.Module, expected: nn.Module) -> None:
     assert torch.equal(model(x), expected(x))
 
 
-@pytest.mark.parametrize("key", ["state_dict", "model", "net", "model_state_dict", "module", "weights", "ema", "mine"])
+@pytest.mark.parametrize(
+    "key", ["state_dict", "model", "net", "model_state_dict", "module", "weights", "ema", "optimal_model", "mine"]
+)
 def test_under_any_key(key: str, tmp_path: Path) -> None:
     optimiser = {"state": {0: {"exp_avg": torch.ones(2, 2)}}, "param_groups": [{"lr": 0.1}]}
     named_optimiser = {"head.weight": torch.ones(2, 2)}
