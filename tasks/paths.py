@@ -21,8 +21,13 @@ class RecipePaths:
         return Path("metrics", self.recipe)
 
     @property
+    def comparison(self) -> Path:
+        """The comparison as a table: the one result that Git keeps (stage report)."""
+        return Path("metrics", f"{self.recipe}.csv")
+
+    @property
     def report(self) -> Path:
-        """The comparison page, its figures and its table (stage report)."""
+        """The comparison page, and its figures (stage report)."""
         return Path("outputs", self.recipe, "report")
 
     def model(self, method: str, seed: int) -> "ModelPaths":

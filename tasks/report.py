@@ -1,4 +1,4 @@
-"""Stage report: compare the selected models in one page, its figures and its table."""
+"""Stage report: compare the selected models in a page with figures, and in a small table that Git keeps."""
 
 import sys
 
@@ -6,11 +6,12 @@ from tasks.stage import Stage, run_stage
 
 
 def report(stage: Stage) -> None:
-    """Write the page, and print the table."""
-    from trl.report import load_results, text_table, write_report
+    """Write the page and the table, and print the table."""
+    from trl.report import load_results, text_table, write_csv, write_report
 
     results = load_results(stage.paths.metrics, stage.params.methods, stage.params.seeds)
     page = write_report(results, stage.recipe_name, stage.recipe.model_dump(mode="json"), stage.paths.report)
+    write_csv(results, stage.paths.comparison)
     print(f"\n{text_table(results)}\n\nreport: {page}\nMLflow: `python -m tasks.record` adds these results")
 
 

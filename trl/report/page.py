@@ -1,4 +1,4 @@
-"""The comparison as one self-contained HTML page, with the figures and the table as files beside it."""
+"""The comparison as one self-contained HTML page, with the figures as files beside it."""
 
 import base64
 import math
@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic_core import to_jsonable_python
 
 from trl.report.figures import save_figures
-from trl.report.table import comparison, describe_seeds, detection, detectors, representation, show_epsilon, write_csv
+from trl.report.table import comparison, describe_seeds, detection, detectors, representation, show_epsilon
 from trl.results import Results
 
 NORMS = {"linf": "ℓ∞", "l2": "ℓ2", "l1": "ℓ1"}
@@ -74,14 +74,13 @@ TEXTS = {
 
 
 def write_report(results: Results, recipe_name: str, parameters: Mapping[str, Any], folder: Path) -> Path:
-    """Write index.html, comparison.csv and the figures (PNG, also inside the page) to `folder`; return the page's path.
+    """Write index.html and the figures (PNG, also inside the page) to `folder`; return the page's path.
 
     `parameters` is the recipe as a mapping: the page quotes it as it is written, and takes the data set from
     `data.name` and the threat from `threat.norm` and `threat.epsilon`. The same input gives the same bytes.
     """
     folder = Path(folder)
     figures = [_figure(path, results) for path in save_figures(results, folder)]
-    write_csv(results, folder / "comparison.csv")
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,

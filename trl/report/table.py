@@ -179,14 +179,18 @@ def show_epsilon(epsilon: float) -> str:
 
 
 def write_csv(results: Results, path: Path) -> None:
-    """Write the comparison in percent: a row per method, `<column>` (mean) and `<column>_std` (empty for one seed)."""
-    columns = comparison(results)
+    """Write the comparison in percent: a row per method and measure.
+
+    `mean` and `std` are over seeds; with one seed, `std` is empty and `low` and `high` are the 95 % interval.
+    """
     with Path(path).open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["method", *(name for c in columns for name in (c.title, f"{c.title}_std"))])
+        writer.writerow(["method", "measure", "mean", "std", "low", "high"])
         for method in results.methods:
-            figures = (figure for c in columns for figure in (c.cells[method].mean, c.cells[method].std))
-            writer.writerow([method, *("" if math.isnan(f) else f"{100 * f:.4f}" for f in figures)])
+            for column in comparison(results):
+                cell = column.cells[method]
+                figures = (cell.mean, cell.std, cell.low, cell.high)
+                writer.writerow([method, column.title, *("" if math.isnan(f) else f"{100 * f:.4f}" for f in figures)])
 
 
 def _column(

@@ -126,11 +126,6 @@ def test_parameters_are_quoted_as_yaml(case) -> None:
     assert quoted == PARAMETERS | {"model": {"name": "mlp", "options": {"widths": [256, 128]}}}
 
 
-def test_the_comparison_lies_beside_the_page(case) -> None:
-    _, page = case
-    assert (page.path.parent / "comparison.csv").read_text().startswith("method,clean,clean_std,fgsm")
-
-
 def test_the_same_results_give_the_same_bytes_without_figures_that_do_not_apply(tmp_path: Path) -> None:
     results = load_results(write_metrics(tmp_path, ["at"]), ["at"], [0])
     first, second = (write_report(results, "digits", PARAMETERS, tmp_path / name) for name in "ab")

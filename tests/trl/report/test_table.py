@@ -134,20 +134,25 @@ def test_text_table_of_hand_made_numbers(one: Results) -> None:
     assert um[COLUMNS.index("worst") + 1] == "12.3"
 
 
+def read_csv(results: Results, path: Path) -> dict[tuple[str, str], dict[str, str]]:
+    write_csv(results, path)
+    return {(row["method"], row["measure"]): row for row in csv.DictReader(path.open())}
+
+
 def test_csv_holds_means_and_deviations_in_percent(three: Results, tmp_path: Path) -> None:
-    results = with_accuracies(three, "alp", "cw", [0.5, 0.6, 0.7])
-    write_csv(results, tmp_path / "comparison.csv")
-    rows = {row["method"]: row for row in csv.DictReader((tmp_path / "comparison.csv").open())}
-    assert list(rows) == list(METHODS)
-    assert float(rows["alp"]["cw"]) == pytest.approx(60)
-    assert float(rows["alp"]["cw_std"]) == pytest.approx(10)
+    rows = read_csv(with_accuracies(three, "alp", "cw", [0.5, 0.6, 0.7]), tmp_path / "comparison.csv")
+    assert set(rows) == {(method, measure) for method in METHODS for measure in COLUMNS}
+    assert float(rows["alp", "cw"]["mean"]) == pytest.approx(60)
+    assert float(rows["alp", "cw"]["std"]) == pytest.approx(10)
+    assert rows["alp", "cw"]["low"] == rows["alp", "cw"]["high"] == ""
 
 
-def test_csv_of_one_seed_has_no_deviation(one: Results, tmp_path: Path) -> None:
-    write_csv(one, tmp_path / "comparison.csv")
-    rows = list(csv.DictReader((tmp_path / "comparison.csv").open()))
-    assert {row["worst_std"] for row in rows} == {""}
-    assert all(0 <= float(row["worst"]) <= 100 for row in rows)
+def test_csv_of_one_seed_has_an_interval_and_no_deviation(one: Results, tmp_path: Path) -> None:
+    rows = read_csv(one, tmp_path / "comparison.csv")
+    assert {row["std"] for row in rows.values()} == {""}
+    for method in METHODS:
+        low, mean, high = (float(rows[method, "worst"][name]) for name in ("low", "mean", "high"))
+        assert 0 <= low <= mean <= high <= 100
 
 
 @given(st.lists(st.floats(0, 1) | st.just(math.nan), min_size=1, max_size=6))
