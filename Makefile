@@ -1,7 +1,7 @@
 # Everything is installed into .venv on first use, and again when pyproject.toml or constraints.txt change.
 PYTHON ?= python3
-PREFECT_PORT ?= 4200
-MLFLOW_PORT ?= 5000
+PREFECT_PORT ?=
+MLFLOW_PORT ?=
 ARGS ?=
 
 PY := .venv/bin/python
@@ -28,14 +28,14 @@ lint: $(READY) ## check style and types
 docs: $(READY) ## build the documentation in site/; fails on any warning
 	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
 
-up: $(READY) ## start Prefect (server and worker) and MLflow in the background; PREFECT_PORT=4200 MLFLOW_PORT=5000
-	@$(SERVICES) up --prefect-port $(PREFECT_PORT) --mlflow-port $(MLFLOW_PORT)
+up: $(READY) ## start Prefect (server, worker) and MLflow, or what of them is missing; PREFECT_PORT=4200 MLFLOW_PORT=5000
+	@$(SERVICES) up $(PREFECT_PORT:%=--prefect-port %) $(MLFLOW_PORT:%=--mlflow-port %)
 
 down: $(READY) ## stop what `make up` started
 	@$(SERVICES) down
 
 ui: $(READY) ## serve MLflow's UI with all runs; MLFLOW_PORT=5000
-	@$(SERVICES) ui --mlflow-port $(MLFLOW_PORT)
+	@$(SERVICES) ui $(MLFLOW_PORT:%=--mlflow-port %)
 
 clean: ## remove caches; results, checkpoints and .venv stay
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

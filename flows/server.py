@@ -15,7 +15,8 @@ from pathlib import Path
 import prefect
 from prefect.settings import PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS, get_current_settings
 
-from flows.services import HOST, is_healthy
+from flows.background import is_healthy
+from flows.services import HOST
 from trl.common.errors import TrlError
 
 STOP_SECONDS = 5.0

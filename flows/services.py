@@ -4,82 +4,23 @@ import argparse
 import contextlib
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
-import time
-import urllib.request
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import psutil
+from filelock import FileLock
 
+from flows.background import Service
 from tasks.store import ARTIFACTS, DATABASE, follow
 from trl.common.errors import TrlError
 
 FOLDER = Path(".services").absolute()  # logs, process ids, Prefect's database and profile; see prefect.toml
 PROFILES = FOLDER / "profiles.toml"
 ADDRESSES = FOLDER / "addresses.json"
-START_SECONDS, STOP_SECONDS = 180.0, 30.0
 HOST = "127.0.0.1"
-
-
-@dataclass(frozen=True)
-class Service:
-    """A background program; `health` is a URL, or text in its log, that shows that it is ready."""
-
-    name: str
-    command: list[str]
-    health: str
-
-    @property
-    def log(self) -> Path:
-        """The file with its output."""
-        return FOLDER / f"{self.name}.log"
-
-    @property
-    def record(self) -> Path:
-        """The file with its process id and start time; an id alone may have been reused."""
-        return FOLDER / f"{self.name}.json"
-
-    def process(self) -> psutil.Process | None:
-        """The process, if it is running."""
-        try:
-            known = json.loads(self.record.read_text())
-            process = psutil.Process(known["pid"])
-            alive = process.create_time() == known["created"] and process.status() != psutil.STATUS_ZOMBIE
-        except (OSError, ValueError, psutil.Error):
-            return None
-        return process if alive else None
-
-    def start(self, environment: dict[str, str]) -> None:
-        """Start it and wait until it is ready; TrlError with the end of its log if it fails."""
-        with self.log.open("w") as log:
-            popen = subprocess.Popen(
-                self.command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-            )
-        self.record.write_text(json.dumps({"pid": popen.pid, "created": psutil.Process(popen.pid).create_time()}))
-        deadline = time.monotonic() + START_SECONDS
-        while not self._works():
-            if popen.poll() is not None or time.monotonic() > deadline:
-                end = "\n".join(self.log.read_text().splitlines()[-15:])
-                raise TrlError(f"{self.name} did not start; the end of {self.log}:\n{end}")
-            time.sleep(0.2)
-
-    def _works(self) -> bool:
-        if not self.health.startswith("http"):
-            return self.health in self.log.read_text()
-        return is_healthy(self.health)
-
-
-def is_healthy(address: str) -> bool:
-    """Whether the server at `address` responds with status 200."""
-    try:
-        with urllib.request.urlopen(address, timeout=5) as response:
-            return bool(response.status == 200)
-    except OSError:
-        return False
+PORTS = (4200, 5000)  # of Prefect and MLflow
 
 
 def services(prefect_port: int, mlflow_port: int) -> list[Service]:
@@ -93,49 +34,78 @@ def services(prefect_port: int, mlflow_port: int) -> list[Service]:
             "prefect",
             [*prefect, "server", "start", "--host", HOST, "--port", str(prefect_port)],
             f"http://{HOST}:{prefect_port}/api/health",
+            FOLDER,
         ),
-        Service("mlflow", mlflow, f"http://{HOST}:{mlflow_port}/health"),
-        Service("worker", [*prefect, "worker", "start", "--pool", "gpu"], "started!"),
+        Service("mlflow", mlflow, f"http://{HOST}:{mlflow_port}/health", FOLDER),
+        Service("worker", [*prefect, "worker", "start", "--pool", "gpu"], "started!", FOLDER),
     ]
 
 
-def up(prefect_port: int, mlflow_port: int) -> None:
-    """Start the services unless they are running, and print their addresses."""
-    FOLDER.mkdir(exist_ok=True)
-    server, mlflow, worker = every = services(prefect_port, mlflow_port)
-    running = [service.name for service in every if service.process()]
-    if len(running) == len(every):
-        print("already running")
-        return _print_addresses(*json.loads(ADDRESSES.read_text()))
-    if running:  # some have died
-        down()
-    for port, option in ((prefect_port, "PREFECT_PORT"), (mlflow_port, "MLFLOW_PORT")):
-        _require_free(port, option)
-    api = f"http://{HOST}:{prefect_port}/api"
+def up(prefect_port: int | None = None, mlflow_port: int | None = None) -> None:
+    """Start the services that are not running, and print the addresses; what runs is left alone."""
+    with _alone():
+        every = services(*PORTS)
+        in_use = any(service.process() or service.runs() for service in every)
+        ports = choose_ports((prefect_port, mlflow_port), _known_ports(), in_use)
+        server, mlflow, worker = every = services(*ports)
+        missing = [service for service in every if not service.process()]
+        if missing:
+            try:
+                _start(server, mlflow, worker, missing, ports)
+            except BaseException:
+                for service in reversed(missing):
+                    service.stop()
+                if not in_use:
+                    _forget()
+                raise
+        else:
+            print("already running")
+        _print_addresses(*ports)
+
+
+def _start(server: Service, mlflow: Service, worker: Service, missing: list[Service], ports: Sequence[int]) -> None:
+    for service in missing:
+        service.stop()  # what a killed one has left
+    for service, port, option in zip((server, mlflow), ports, ("PREFECT_PORT", "MLFLOW_PORT"), strict=True):
+        if service in missing:
+            _require_free(port, option)
+    api = f"http://{HOST}:{ports[0]}/api"
+    ADDRESSES.write_text(json.dumps(ports))
+    PROFILES.write_text(f'active = "trl"\n\n[profiles.trl]\nPREFECT_API_URL = "{api}"\n')
     # MLflow would start job runners, which this project does not use
     environment = {**os.environ, "PREFECT_API_URL": api, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    try:
-        print("starting Prefect and MLflow …", flush=True)
+    print(f"starting {', '.join(service.name for service in missing)} …", flush=True)
+    if server in missing:
         server.start(environment)
+    if mlflow in missing:
         mlflow.start(environment)
         follow(Path.cwd())
+    if worker in missing:
         _prefect(environment, "work-pool", "create", "gpu", "--type", "process", "--overwrite")
         _prefect(environment, "deploy", "--all")
         worker.start(environment)
-    except BaseException:
-        down()
-        raise
-    PROFILES.write_text(f'active = "trl"\n\n[profiles.trl]\nPREFECT_API_URL = "{api}"\n')
-    ADDRESSES.write_text(json.dumps([prefect_port, mlflow_port]))
-    _print_addresses(prefect_port, mlflow_port)
 
 
-def ui(mlflow_port: int) -> None:
+def choose_ports(asked: Sequence[int | None], known: Sequence[int] | None, in_use: bool) -> list[int]:
+    """The ports of Prefect and MLflow: those asked for, else those known from before, else 4200 and 5000.
+
+    TrlError if both are the same, or if others than the known ones are asked for while these are `in_use`.
+    """
+    ports = [port or default for port, default in zip(asked, known or PORTS, strict=True)]
+    if in_use and known and ports != list(known):
+        raise TrlError("the services use ports {} and {}; run `make down` before you change them".format(*known))
+    if ports[0] == ports[1]:
+        raise TrlError(f"Prefect and MLflow cannot both use port {ports[0]}; choose another one with MLFLOW_PORT=…")
+    return ports
+
+
+def ui(mlflow_port: int | None = None) -> None:
     """Record any missing results in MLflow, and serve its UI until interrupted."""
-    _, mlflow, _ = services(0, mlflow_port)
+    mlflow_port = mlflow_port or PORTS[1]
+    _, mlflow, _ = services(PORTS[0], mlflow_port)
     if mlflow.process():
         print("MLflow is already running:")
-        return _print_addresses(*json.loads(ADDRESSES.read_text()))
+        return _print_addresses(*_known_ports() or PORTS)
     _require_free(mlflow_port, "MLFLOW_PORT")
     subprocess.run([sys.executable, "-m", "tasks.record"])
     print(f"MLflow    http://{HOST}:{mlflow_port}  (Ctrl-C to stop)", flush=True)
@@ -144,27 +114,37 @@ def ui(mlflow_port: int) -> None:
 
 
 def down() -> None:
-    """Stop the services and everything they started, the worker and its flow run first."""
-    PROFILES.unlink(missing_ok=True)
-    stopped = []
-    for service in reversed(services(0, 0)):
-        if process := service.process():
-            family = [process, *process.children(recursive=True)]
-            # The flow run first, so that it stops its stages and the worker reports its end.
-            for group in (process.children(), [process]):
-                _signal(group, signal.SIGTERM)
-            _signal(family, signal.SIGKILL)
-            stopped.append(service.name)
-        service.record.unlink(missing_ok=True)
-    print(f"stopped {', '.join(stopped)}" if stopped else "nothing was running")
+    """Stop the services and everything they started, the worker's flow run first."""
+    with _alone():
+        stopped = []
+        for service in reversed(services(*PORTS)):
+            if service.process() or service.runs():
+                stopped.append(service.name)
+            service.stop_runs()
+            service.stop()
+            service.stop_runs()  # one that the worker had begun meanwhile
+        _forget()
+        print(f"stopped {', '.join(stopped)}" if stopped else "nothing was running")
 
 
-def _signal(processes: list[psutil.Process], number: int) -> None:
-    """Send a signal to all processes still running, and wait for them to end."""
-    for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.send_signal(number)
-    psutil.wait_procs(processes, STOP_SECONDS)
+def _forget() -> None:
+    for file in (ADDRESSES, PROFILES):
+        file.unlink(missing_ok=True)
+
+
+def _known_ports() -> list[int] | None:
+    with contextlib.suppress(OSError, ValueError):
+        prefect_port, mlflow_port = json.loads(ADDRESSES.read_text())
+        return [int(prefect_port), int(mlflow_port)]
+    return None
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Inside, no other process starts or stops the services of this clone."""
+    FOLDER.mkdir(exist_ok=True)
+    with FileLock(FOLDER / "lock"):
+        yield
 
 
 def _print_addresses(prefect_port: int, mlflow_port: int) -> None:
@@ -195,12 +175,18 @@ def _prefect(environment: dict[str, str], *arguments: str) -> None:
         raise TrlError(f"prefect {' '.join(arguments)} failed:\n{done.stdout}{done.stderr}")
 
 
+def _port(text: str) -> int:
+    if not (text.isdecimal() and 0 < int(text) < 65536):
+        raise argparse.ArgumentTypeError(f"{text}: must be a port from 1 to 65535")
+    return int(text)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Start, stop or show the services; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m flows.services", description=__doc__)
     parser.add_argument("action", choices=["up", "down", "ui"])
-    parser.add_argument("--prefect-port", type=int, default=4200)
-    parser.add_argument("--mlflow-port", type=int, default=5000)
+    parser.add_argument("--prefect-port", type=_port, default=None)
+    parser.add_argument("--mlflow-port", type=_port, default=None)
     given = parser.parse_args(arguments)
     try:
         if given.action == "up":
@@ -209,7 +195,7 @@ def main(arguments: list[str] | None = None) -> int:
             ui(given.mlflow_port)
         else:
             down()
-    except TrlError as error:
+    except (TrlError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
