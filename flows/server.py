@@ -23,7 +23,10 @@ STOP_SECONDS = 5.0
 
 
 class TemporaryServer:
-    """A server that lives as long as this process; Ctrl-C does not reach it, so it can record how the run ended."""
+    """A server that lives as long as this process, even if that is killed.
+
+    Ctrl-C does not reach it, so it can record how the run ended.
+    """
 
     def __init__(self) -> None:
         with socket.socket() as probe:
@@ -35,7 +38,9 @@ class TemporaryServer:
         environment = os.environ | get_current_settings().to_environment_variables(exclude_unset=True)
         environment |= {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the server inherits this
-        self._process = subprocess.Popen([sys.executable, "-m", "uvicorn", *app, *options], env=environment)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "flows.tied", "uvicorn", *app, *options], env=environment, stdin=subprocess.PIPE
+        )
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         atexit.register(self._stop)
 
