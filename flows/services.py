@@ -37,8 +37,18 @@ def services(prefect_port: int, mlflow_port: int) -> list[Service]:
             FOLDER,
         ),
         Service("mlflow", mlflow, f"http://{HOST}:{mlflow_port}/health", FOLDER),
-        Service("worker", [*prefect, "worker", "start", "--pool", "gpu"], "started!", FOLDER),
+        Service(
+            "worker",
+            [*prefect, "worker", "start", "--pool", "gpu", "--name", worker_name(), "--limit", "1"],
+            "started!",
+            FOLDER,
+        ),
     ]
+
+
+def worker_name() -> str:
+    """The name of this clone's worker, which says where it is."""
+    return f"{socket.gethostname()}:{FOLDER.parent}".replace("/", ".").replace("%", ".")  # Prefect allows neither
 
 
 def up(prefect_port: int | None = None, mlflow_port: int | None = None) -> None:
@@ -83,6 +93,10 @@ def _start(server: Service, mlflow: Service, worker: Service, missing: list[Serv
     if worker in missing:
         _prefect(environment, "work-pool", "create", "gpu", "--type", "process", "--overwrite")
         _prefect(environment, "deploy", "--all")
+        from flows.lost import end_lost_runs  # imports Prefect, which takes a second
+
+        if lost := end_lost_runs(api, worker_name()):
+            print(f"{lost} flow run(s) had been killed: marked as Crashed")
         worker.start(environment)
 
 
