@@ -9,7 +9,7 @@ READY := .venv/.installed
 SERVICES := $(PY) -m flows.services
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint docs up down ui clean
+.PHONY: help run test lint docs up down ui doctor clean
 
 help: ## show this help
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ down: $(READY) ## stop what `make up` started
 
 ui: $(READY) ## serve MLflow's UI with all runs; MLFLOW_PORT=5000
 	@$(SERVICES) ui $(MLFLOW_PORT:%=--mlflow-port %)
+
+doctor: $(READY) ## check the machine and the services; names each fault and its remedy
+	@$(PY) -m flows.doctor
 
 clean: ## remove caches; results, checkpoints and .venv stay
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -4,7 +4,6 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import psutil
 import pytest
@@ -19,10 +18,11 @@ RUN = ("prefect", "deployment", "run", "trl/full", "--param", 'methods=["um"]', 
 EPOCHS = 'overrides=["recipes.digits.train.epochs={}"]'
 
 
-@pytest.fixture
-def served(tmp_path: Path) -> Iterator[Project]:
-    project = Project(tmp_path)
-    shutil.copy(ROOT / "prefect.toml", project.root)
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    project = Project(tmp_path_factory.mktemp("services"))
+    for name in ("prefect.toml", "pyproject.toml"):
+        shutil.copy(ROOT / name, project.root)
     del project.environment["PREFECT_HOME"]  # prefect.toml says where it is
     project.shell(*UP, "--prefect-port", free_port(), "--mlflow-port", free_port())
     yield project
@@ -44,6 +44,20 @@ def wait_for_an_epoch(project: Project, after: int = 0) -> int:
         assert time.monotonic() < deadline, text
         time.sleep(0.5)
     return len(text)
+
+
+def test_the_doctor_s_remedies_help(served: Project) -> None:
+    doctor = ("python", "-m", "flows.doctor")
+    assert all(line.startswith("ok ") for line in served.shell(*doctor).splitlines())
+    served.shell("prefect", "work-queue", "pause", "default", "--pool", "gpu")
+    served.shell("prefect", "--no-prompt", "deployment", "delete", "trl/full")
+    kill([psutil.Process(int((served.root / ".services/worker.pid").read_text()))])
+    found = [line for line in served.shell(*doctor, fails=True).splitlines() if line.startswith("FAULT")]
+    assert [line.split()[1] for line in found] == ["background", "pool", "queues"]
+    for line in found:
+        remedy = line[line.index("`") + 1 : line.rindex("`")]
+        served.shell(*(UP if remedy == "make up" else remedy.split()))
+    assert all(line.startswith("ok ") for line in served.shell(*doctor).splitlines())
 
 
 def test_training_outlives_the_server_and_a_crash_blocks_no_later_run(served: Project) -> None:
