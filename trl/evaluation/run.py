@@ -199,7 +199,7 @@ class Run:
         return as_input(self.x[on(self.x)], device), self.y[on(self.y)].to(device, torch.int64)
 
     def _judge(self, x: Tensor, y: Tensor, what: str) -> Tensor:
-        with _seeded(x.device, derive_seed(self.seed, "decision")):
+        with seeded(x.device, derive_seed(self.seed, "decision")):
             return _withstands(self.model, x, y, what, self.criterion)
 
     def _attack(self, name: str, attack: Attack, x: Tensor, y: Tensor, seed: int, cost: Cost) -> Tensor:
@@ -207,7 +207,7 @@ class Run:
 
         def search(precision: Precision) -> Tensor:
             half = torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16")
-            with _seeded(x.device, seed), torch.enable_grad(), half:
+            with seeded(x.device, seed), torch.enable_grad(), half:
                 result = attack(self.model, x.clone(), y.clone())  # copies: an attack may modify its input
             to_eval(self.model)  # a third-party attack may leave it in training mode
             checked = _checked(name, result, x, self.threat)
@@ -223,7 +223,7 @@ class Run:
 
 
 @contextmanager
-def _seeded(device: torch.device, seed: int) -> Iterator[None]:
+def seeded(device: torch.device, seed: int) -> Iterator[None]:
     """Inside, random numbers depend on `seed` alone; the caller's generators are restored afterwards."""
     with kept_generators(device):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reseed unused GPUs, permanently

@@ -2,6 +2,7 @@
 
 from trl.results.attack import WORST, AttackResult, CurvePoint, Passes
 from trl.results.base import Accuracy, Document, Row
+from trl.results.certify import CertifiedPoint, CertifyResult
 from trl.results.detect import (
     ADAPTIVE,
     DetectionPoint,
@@ -27,6 +28,8 @@ __all__ = [
     "WORST",
     "Accuracy",
     "AttackResult",
+    "CertifiedPoint",
+    "CertifyResult",
     "CurvePoint",
     "DetectResult",
     "DetectionPoint",
