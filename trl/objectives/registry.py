@@ -8,6 +8,7 @@ OBJECTIVES = Registry(
         "natural": "trl.objectives.natural:Natural",
         "at": "trl.objectives.at:AdversarialTraining",
         "alp": "trl.objectives.alp:LogitPairing",
+        "smoothing": "trl.objectives.smoothing:Smoothing",
         "tla": "trl.objectives.tla:TripletAdversarial",
     },
 )

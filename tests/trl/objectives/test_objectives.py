@@ -171,6 +171,30 @@ def test_alp_adds_the_squared_distance_of_the_logits() -> None:
     assert float(terms["loss"]) == pytest.approx(float(terms["ce"]) + 0.5 * pairing, rel=1e-5)
 
 
+def test_smoothing_trains_on_noise_that_is_not_clipped() -> None:
+    used, net = setting(label_smoothing=0.1), model()
+    b = batch(used)
+    torch.manual_seed(1)
+    noisy = b.x + 0.5 * torch.randn(b.x.shape)
+    assert noisy.min() < 0
+    terms = run("smoothing", used, net, sigma=0.5)
+    torch.testing.assert_close(terms["loss"], cross_entropy(net(noisy), b.y, label_smoothing=0.1))
+    assert terms["accuracy"] == (net(noisy).argmax(1) == b.y).float().mean()
+
+
+def test_stability_training_adds_the_divergence_from_clean_to_noisy() -> None:
+    used, net = setting(), model()
+    b = batch(used)
+    torch.manual_seed(1)
+    noisy = b.x + 0.5 * torch.randn(b.x.shape)
+    p, q = (net(images).detach().softmax(1) for images in (b.x, noisy))
+    divergence = sum(float(p[i, c] * (p[i, c] / q[i, c]).log()) for i in range(8) for c in range(3)) / 8
+    terms = run("smoothing", used, net, sigma=0.5, stability=6)
+    assert float(terms["stability"]) == pytest.approx(divergence, rel=1e-4)
+    assert float(terms["ce"]) == pytest.approx(float(cross_entropy(net(b.x), b.y)), rel=1e-5)
+    assert float(terms["loss"]) == pytest.approx(float(terms["ce"]) + 6 * divergence, rel=1e-4)
+
+
 def test_lambda1_zero_is_at_plus_the_norm_term_and_at_is_its_limit() -> None:
     used, net = setting(), model()
     control = run("tla", used, net, pool=12, lambda1=0.0, lambda2=0.0)
@@ -264,6 +288,8 @@ def test_groups_share_a_pass_only_without_batch_norm() -> None:
         ("tla", {"margin": -1}, "margin: should be greater than or equal to 0"),
         ("tla", {"positive": "any"}, "positive: should be 'other', 'own' or 'both'"),
         ("at", {"weight": 1}, "weight: unknown key"),
+        ("smoothing", {"sigma": 0}, "sigma: should be greater than 0"),
+        ("smoothing", {"stability": -1}, "stability: should be greater than 0"),
     ],
 )
 def test_bad_options_are_one_line(name: str, options: dict[str, Any], message: str) -> None:
