@@ -80,7 +80,7 @@ def run(name: str, command: list[str], workers: Workers) -> State[Any]:
 def compare(params: Params) -> Any:
     """Compare all selected models: returns a text table, and stores an artifact of the flow run."""
     try:
-        results = load_results(RecipePaths(params.recipe).metrics, params.methods, params.seeds)
+        results = load_results(RecipePaths(params.recipe).metrics, params.methods, params.seeds, params.certify)
     except TrlError as error:
         return Failed(message=f"error: {error}")
     columns = comparison(results)

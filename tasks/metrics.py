@@ -1,6 +1,18 @@
 """Every name under which MLflow knows a figure: a function per result file. What does not exist is NaN."""
 
-from trl.results import ADAPTIVE, WORST, AttackResult, DetectorFigures, DetectResult, Epoch, TrainResult
+from collections.abc import Iterable
+
+from trl.results import (
+    ADAPTIVE,
+    WORST,
+    AttackResult,
+    CertifiedPoint,
+    CertifyResult,
+    DetectorFigures,
+    DetectResult,
+    Epoch,
+    TrainResult,
+)
 
 
 def epoch_metrics(epoch: Epoch) -> dict[str, float]:
@@ -28,6 +40,12 @@ def attack_metrics(result: AttackResult) -> dict[str, float]:
         for part, figures in parts.items()
     }
     return {"clean/accuracy": result.clean.accuracy, **robust, **stages, "robust/warnings": len(result.warnings)}
+
+
+def certify_metrics(result: CertifyResult, points: Iterable[CertifiedPoint]) -> dict[str, float]:
+    """certify.json and certified.csv: certified/abstained, certified/mean_radius, and certified/… by radius."""
+    radii = {f"certified/{point.radius:g}": point.accuracy for point in points}
+    return {"certified/abstained": result.abstained, "certified/mean_radius": result.mean_radius, **radii}
 
 
 def detect_metrics(result: DetectResult) -> dict[str, float]:

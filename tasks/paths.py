@@ -53,6 +53,11 @@ class ModelPaths:
         return self.outputs / "adversarials"
 
     @property
+    def certificates(self) -> Path:
+        """The certified prediction and radius of every test sample (stage certify)."""
+        return self.outputs / "certificates"
+
+    @property
     def detector(self) -> Path:
         """The detector to deploy, with its threshold (stage detect)."""
         return self.outputs / "detector"

@@ -18,13 +18,15 @@ from urllib.parse import quote, urlencode
 
 import yaml
 
-from tasks.metrics import attack_metrics, detect_metrics, epoch_metrics, train_metrics
+from tasks.metrics import attack_metrics, certify_metrics, detect_metrics, epoch_metrics, train_metrics
 from tasks.stage import Stage
 from tasks.store import client_and_experiment
 from trl.common.errors import TrlError
 from trl.common.progress import say
 from trl.results import (
     AttackResult,
+    CertifiedPoint,
+    CertifyResult,
     DetectResult,
     Epoch,
     ModelResults,
@@ -116,6 +118,7 @@ def record_model(stage: Stage, results: ModelResults, *, artifacts: bool = False
             (TrainResult.file, weights, _points(train_metrics(results.train))),
             (AttackResult.file, _digest(folder / AttackResult.file), _points(attack_metrics(results.attack))),
             (DetectResult.file, _digest(folder / DetectResult.file), _points(detect_metrics(results.detect))),
+            *_certificates(folder, results),
         ):
             if run.data.tags.get(f"{LOGGED}.{file}") != content:
                 client.log_batch(run_id, metrics=points)
@@ -164,7 +167,7 @@ def record_pipeline(stage: Stage) -> bool:
     errors: list[TrlError] = []
     for child in stages:
         try:
-            models.append(load_model_results(folder, child.method, child.seed))
+            models.append(load_model_results(folder, child.method, child.seed, child.method in params.certify))
             runs.append(record_model(child, models[-1], artifacts=True))
         except TrlError as error:
             errors.append(error)
@@ -276,6 +279,13 @@ def _log_model_artifacts(client: "MlflowClient", run_id: str, stage: Stage, resu
     with tempfile.TemporaryDirectory() as folder:
         save_figures(Results((stage.method,), (stage.seed,), (results,)), Path(folder))
         client.log_artifacts(run_id, folder, "figures")
+
+
+def _certificates(folder: Path, results: ModelResults) -> Iterator[tuple[str, str, list[Any]]]:
+    """What `record_model` logs of a model that was certified."""
+    if results.certify:
+        points = _points(certify_metrics(results.certify, results.certified))
+        yield CertifyResult.file, _digest(folder / CertifyResult.file, folder / CertifiedPoint.file), points
 
 
 def _digest(*files: Path) -> str:

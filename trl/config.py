@@ -174,6 +174,21 @@ class Detection(Section):
         return self
 
 
+class Certify(Section):
+    """Randomized smoothing on the first `images` test images (all if null); `certify` explains the other settings.
+
+    `sigma` is that of training with the objective smoothing. `radii`: where certified accuracy is reported, in ℓ2.
+    """
+
+    sigma: Positive
+    selection: Count = 100
+    samples: Count = 10_000
+    alpha: Annotated[Real, Field(gt=0, lt=1)] = 0.001
+    images: Count | None = None
+    batch_size: Count = 1000
+    radii: Annotated[tuple[NonNegative, ...], Field(min_length=1)]
+
+
 class Recipe(Section):
     """One experiment: methods compared with the same data, model, threat, training and evaluation."""
 
@@ -184,6 +199,7 @@ class Recipe(Section):
     methods: Annotated[dict[str, ObjectiveSpec], NAMED_BY_KEY, Field(min_length=1)]
     attack: Evaluation
     detect: Detection
+    certify: Certify | None = None
 
     def checked(self) -> "Recipe":
         """The recipe with all options checked and defaults filled in, if it was loaded `as_written`."""
@@ -207,6 +223,7 @@ class Params(Section):
     recipe: str
     methods: Annotated[tuple[str, ...], Field(min_length=1)]
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+    certify: tuple[str, ...] = ()
     deploy: Deploy = Deploy()
     recipes: dict[str, Recipe]
 
@@ -221,7 +238,12 @@ class Params(Section):
                     f"unknown method {method!r}; recipes.{self.recipe}.methods has {', '.join(known)}",
                     ("methods",),
                 )
-        for key, values in (("methods", self.methods), ("seeds", self.seeds)):
+        for method in self.certify:
+            if method not in self.methods:
+                raise refuse(f"{method!r} is not among methods ({', '.join(self.methods)})", ("certify",))
+        if self.certify and self.selected.certify is None:
+            raise refuse(f"recipes.{self.recipe} has no section certify: add one, or set certify to []", ("certify",))
+        for key, values in (("methods", self.methods), ("seeds", self.seeds), ("certify", self.certify)):
             if len(set(values)) < len(values):
                 raise refuse(f"contains a value twice: {list(values)}", (key,))
         return self

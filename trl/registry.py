@@ -8,6 +8,7 @@ import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from functools import cache
+from types import NoneType, UnionType
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
@@ -81,6 +82,8 @@ def _reason(error: ErrorDetails, root: type[BaseModel]) -> str:
                 owner = owner.model_fields[str(part)].annotation
             else:  # a value of a mapping or a tuple
                 owner = getattr(owner, "__args__", [None])[-1]
+            if isinstance(owner, UnionType):  # a section that may be left out
+                owner = next(kind for kind in owner.__args__ if kind is not NoneType)
         fields = getattr(owner, "model_fields", {})
         return f"unknown key; allowed: {', '.join(fields) if fields else 'none'}"
     if error["type"] == "missing":

@@ -68,6 +68,20 @@ def write_model(folder: Path, method: str, seed: int) -> None:
     write_tsne(folder / "tsne.csv", kind, rng)
 
 
+def write_certificates(folder: Path, methods: Sequence[str], seeds: Sequence[int] = (0,)) -> Path:
+    """Add the files of stage certify to those of the methods."""
+    for method in methods:
+        for seed in seeds:
+            place, right = folder / f"{method}-{seed}", 0.95 - 0.01 * seed
+            settings = {"sigma": 0.5, "selection": 100, "samples": 10_000, "alpha": 0.001}
+            figures = {"accuracy": interval(right), "abstained": 0.02, "mean_radius": 0.7 + 0.01 * seed}
+            write_json(place / "certify.json", settings | figures)
+            points = [(radius, interval(right - 0.4 * radius)) for radius in (0.0, 0.25, 0.5, 1.0)]
+            rows = [{"radius": r} | {k: point[k] for k in ("accuracy", "low", "high")} for r, point in points]
+            write_csv(place / "certified.csv", rows)
+    return folder
+
+
 def write_training(path: Path, kind: str, clean: float, robust: float, rng: np.random.Generator) -> int:
     epochs, rows = 40, []
     for epoch in range(1, epochs + 1):

@@ -4,15 +4,16 @@ import math
 
 import pytest
 
-from tasks.metrics import attack_metrics, detect_metrics, epoch_metrics, train_metrics
-from tests.helpers.synthetic_results import write_metrics
+from tasks.metrics import attack_metrics, certify_metrics, detect_metrics, epoch_metrics, train_metrics
+from tests.helpers.synthetic_results import write_certificates, write_metrics
 from trl.results import ModelResults, load_model_results
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModelResults]:
     folder = write_metrics(tmp_path_factory.mktemp("metrics"), ["um", "tla"])
-    return {method: load_model_results(folder, method, 0) for method in ("um", "tla")}
+    write_certificates(folder, ["tla"])
+    return {method: load_model_results(folder, method, 0, method == "tla") for method in ("um", "tla")}
 
 
 def test_an_epoch(models: dict[str, ModelResults]) -> None:
@@ -38,6 +39,16 @@ def test_training_and_attacks(models: dict[str, ModelResults]) -> None:
     assert robust["robust/autoattack/square"] == found.attack.stages["autoattack"]["square"].accuracy
     assert robust["robust/warnings"] == 0
     assert attack_metrics(models["um"].attack)["robust/warnings"] == 1
+
+
+def test_certificates(models: dict[str, ModelResults]) -> None:
+    found = models["tla"]
+    assert found.certify is not None
+    metrics = certify_metrics(found.certify, found.certified)
+    radii = {"certified/0", "certified/0.25", "certified/0.5", "certified/1"}
+    assert metrics.keys() == radii | {"certified/abstained", "certified/mean_radius"}
+    assert metrics["certified/0.5"] == pytest.approx(0.75)
+    assert (metrics["certified/abstained"], metrics["certified/mean_radius"]) == (0.02, 0.7)
 
 
 def test_detection(models: dict[str, ModelResults]) -> None:

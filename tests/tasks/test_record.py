@@ -11,7 +11,7 @@ from mlflow.entities import Run
 
 from tasks.record import record
 from tasks.stage import run_stage
-from tests.helpers.synthetic_results import write_model
+from tests.helpers.synthetic_results import write_certificates, write_model
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
 
@@ -23,12 +23,15 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.setattr("trl.report.save_figures", lambda results, folder: [])  # they take seconds
     params = yaml.safe_load(PARAMS.read_text())
-    Path("params.yaml").write_text(yaml.safe_dump(params | {"recipe": "digits", "methods": ["at", "um"], "seeds": [0]}))
+    Path("params.yaml").write_text(
+        yaml.safe_dump(params | {"recipe": "digits", "methods": ["at", "um"], "seeds": [0], "certify": ["um"]})
+    )
     for folder in ("data", "report"):
         Path("outputs/digits", folder).mkdir(parents=True)
     Path("outputs/digits/data/data.json").write_text(json.dumps({"sha256": "0" * 64}))
     for method in ("um", "at"):
         write_model(Path(f"metrics/digits/{method}-0"), method, 0)
+    write_certificates(Path("metrics/digits"), ["um"])
     Path("metrics/digits/at-0/attack.json").rename("attack.json")
     return tmp_path
 
@@ -57,6 +60,8 @@ def test_a_model_without_all_results_keeps_no_other_from_the_record(
     (parent,) = runs("pipeline").values()
     found = runs("model")
     assert found.keys() == {"digits/um-0", "digits/at-0"}
+    assert found["digits/um-0"].data.metrics["certified/0.5"] == pytest.approx(0.75)
+    assert "certified/0.5" not in found["digits/at-0"].data.metrics
     for name, model in found.items():
         assert model.data.tags["mlflow.parentRunId"] == parent.info.run_id
         stored = json.loads(Path("metrics", name, "attack.json").read_text())

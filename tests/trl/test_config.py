@@ -80,7 +80,7 @@ def change(raw: Any, path: str, value: Any) -> Any:
         ("methods", ["um", "um"], "methods: contains a value twice"),
         ("seeds", [-1], "seeds.0: should be greater than or equal to 0, not -1"),
         ("seeds", [], "seeds: "),
-        ("recepies", {}, "recepies: unknown key; allowed: recipe, methods, seeds, deploy, recipes"),
+        ("recepies", {}, "recepies: unknown key; allowed: recipe, methods, seeds, certify, deploy, recipes"),
         ("recipes.digits.threat.epsilon", -0.1, "recipes.digits.threat.epsilon: should be greater than or equal to 0"),
         ("recipes.digits.threat.epsilon", "8/0", "recipes.digits.threat.epsilon: should be a valid number"),
         ("recipes.digits.threat.norm", "l0", "recipes.digits.threat.norm: should be 'linf', 'l2' or 'l1', not 'l0'"),
@@ -135,6 +135,13 @@ def change(raw: Any, path: str, value: Any) -> Any:
             "recipes.digits.detect.detectors.gaussian.covariance: ",
         ),
         ("recipes.digits", None, "recipes.digits: should be a valid dictionary"),
+        ("certify", ["smoothing"], "certify: 'smoothing' is not among methods (um, at, alp, tla)"),
+        ("certify", ["um", "um"], "certify: contains a value twice"),
+        ("recipes.digits.certify.sigma", 0, "recipes.digits.certify.sigma: should be greater than 0, not 0"),
+        ("recipes.digits.certify.alpha", 1, "recipes.digits.certify.alpha: should be less than 1, not 1"),
+        ("recipes.digits.certify.samples", 0, "recipes.digits.certify.samples: should be greater than or equal to 1"),
+        ("recipes.digits.certify.radii", [], "recipes.digits.certify.radii: "),
+        ("recipes.digits.certify.noise", 1, "recipes.digits.certify.noise: unknown key; allowed: sigma, selection"),
     ],
 )
 def test_a_bad_value_is_one_line_with_its_path(raw: Any, path: str, value: Any, message: str) -> None:
@@ -147,6 +154,14 @@ def test_a_bad_value_is_one_line_with_its_path(raw: Any, path: str, value: Any, 
 def test_a_missing_section_is_named(raw: Any) -> None:
     del raw["recipes"]["mnist"]["threat"]
     with pytest.raises(TrlError, match=r"params: recipes.mnist.threat: is missing"):
+        check_params(raw)
+
+
+def test_only_a_recipe_with_the_section_is_certified(raw: Any) -> None:
+    change(raw, "certify", ["um"])
+    assert check_params(raw).certify == ("um",)
+    del raw["recipes"]["digits"]["certify"]
+    with pytest.raises(TrlError, match=r"certify: recipes.digits has no section certify: add one, or set certify to"):
         check_params(raw)
 
 

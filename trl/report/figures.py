@@ -59,6 +59,21 @@ def robust_accuracy_vs_epsilon(results: Results) -> Figure:
     return figure
 
 
+def certified_accuracy(results: Results) -> Figure | None:
+    """Certified accuracy (%) against the ℓ2 radius; None if no model was certified."""
+    if not results.certified:
+        return None
+    figure, [axes] = _panels(1, columns=1, height=4.6)
+    for method in results.certified:
+        curves = [[(p.radius, p.accuracy, p.low, p.high) for p in model.certified] for model in results.of(method)]
+        _shares(axes, results, method, curves)
+    _dress(axes, "Certified accuracy", "ℓ2 radius r (pixel values in [0, 1])", "certified accuracy (%)")
+    axes.set_ylim(-2, 102)
+    axes.set_xlim(left=0)
+    _method_legend(figure, results, results.certified)
+    return figure
+
+
 def attack_accuracies(results: Results) -> Figure:
     """Bars of accuracy (%) on natural images, under each attack and under the worst of them."""
     columns = comparison(results)[: len(results.attacks) + 1]
@@ -279,6 +294,7 @@ def tsne_maps(results: Results) -> Figure:
 
 FIGURES: Mapping[str, Callable[[Results], Figure | None]] = {
     "robust_accuracy_vs_epsilon": robust_accuracy_vs_epsilon,
+    "certified_accuracy": certified_accuracy,
     "attacks": attack_accuracies,
     "roc": roc_curves,
     "scores": score_histograms,

@@ -11,7 +11,15 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic_core import to_jsonable_python
 
 from trl.report.figures import save_figures
-from trl.report.table import comparison, describe_seeds, detection, detectors, representation, show_epsilon
+from trl.report.table import (
+    certificates,
+    comparison,
+    describe_seeds,
+    detection,
+    detectors,
+    representation,
+    show_epsilon,
+)
 from trl.results import Results
 
 NORMS = {"linf": "ℓ∞", "l2": "ℓ2", "l1": "ℓ1"}
@@ -23,6 +31,12 @@ TEXTS = {
         "Line chart of accuracy against the size of the perturbation",
         "Accuracy as the attacker may change the image more; the dotted line is the threat of the"
         " tables above, the bands show {band}.",
+    ),
+    "certified_accuracy": (
+        "Certified accuracy against the radius",
+        "Line chart of certified accuracy against the l2 radius",
+        "Share of images that the smoothed classifier gets right, whatever an attacker does within that ℓ2 radius;"
+        " bands show {band}.",
     ),
     "attacks": (
         "Attacks one by one",
@@ -101,6 +115,8 @@ def write_report(results: Results, recipe_name: str, parameters: Mapping[str, An
         detection=detection(results),
         detectors=detectors(results),
         representation=representation(results),
+        certificates=certificates(results),
+        smoothed=results.of(results.certified[0])[0].certify if results.certified else None,
         figures=figures,
         parameters=yaml.safe_dump(to_jsonable_python(parameters), sort_keys=False, allow_unicode=True),
         percent=lambda share: "–" if math.isnan(share) else f"{100 * share:.1f}",

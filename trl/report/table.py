@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
-from trl.results import ADAPTIVE, Accuracy, DetectorFigures, Figure, ModelResults, Results, Subsets
+from trl.results import ADAPTIVE, Accuracy, CertifyResult, DetectorFigures, Figure, ModelResults, Results, Subsets
 
 NOTHING = "–"  # stands for a value that does not exist
 
@@ -149,6 +150,31 @@ def representation(results: Results) -> list[Column]:
         ),
         _column(results, "kNN natural", lambda m: m.detect.knn.natural),
         _column(results, "kNN adversarial", lambda m: m.detect.knn.adversarial),
+    ]
+
+
+def certificates(results: Results) -> list[Column]:
+    """Of the certified methods: accuracy certified up to each radius, share of abstentions, and mean radius."""
+
+    def column(title: str, get: Callable[[ModelResults], Estimate], **kind: Any) -> Column:
+        return Column(title, {method: _cell(map(get, results.of(method))) for method in results.certified}, **kind)
+
+    def at(radius: float) -> Column:
+        def get(model: ModelResults) -> Estimate:
+            point = next(point for point in model.certified if point.radius == radius)
+            return Figure(value=point.accuracy, low=point.low, high=point.high)
+
+        return column(f"r = {radius:g}", get)
+
+    def smoothed(model: ModelResults) -> CertifyResult:
+        assert model.certify is not None
+        return model.certify
+
+    first = results.of(results.certified[0])[0] if results.certified else None
+    return [
+        *(at(point.radius) for point in (first.certified if first else ())),
+        column("abstained (lower is better)", lambda model: smoothed(model).abstained, higher_is_better=False),
+        column("mean radius", lambda model: smoothed(model).mean_radius, percent=False),
     ]
 
 

@@ -23,6 +23,11 @@ class CertifyResult(Document):
     abstained: Share
     mean_radius: NonNegativeFloat
 
+    @property
+    def images(self) -> int:
+        """How many images were certified."""
+        return self.accuracy.n
+
 
 class CertifiedPoint(Row):
     """A row of certified.csv: the share of images that are right and certified up to an ℓ2 `radius`."""

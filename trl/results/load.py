@@ -7,13 +7,14 @@ from typing import Any
 
 from trl.results.attack import WORST, AttackResult, CurvePoint
 from trl.results.base import Document, Row, broken
+from trl.results.certify import CertifiedPoint, CertifyResult
 from trl.results.detect import DetectionPoint, DetectResult, RocPoint, ScoreBin, TsnePoint
 from trl.results.train import Epoch, TrainResult
 
 
 @dataclass(frozen=True)
 class ModelResults:
-    """Everything measured on one trained model."""
+    """Everything measured on one trained model; `certify` is None, and `certified` empty, if it was not certified."""
 
     method: str
     seed: int
@@ -26,6 +27,8 @@ class ModelResults:
     scores: Sequence[ScoreBin]
     detection: Sequence[DetectionPoint]
     tsne: Sequence[TsnePoint]
+    certify: CertifyResult | None = None
+    certified: Sequence[CertifiedPoint] = ()
 
     @property
     def epochs(self) -> Mapping[str, Sequence[float]]:
@@ -54,6 +57,11 @@ class Results:
         return [model for model in self.models if model.method == method]
 
     @property
+    def certified(self) -> list[str]:
+        """The methods whose models were certified."""
+        return [method for method in self.methods if all(model.certify for model in self.of(method))]
+
+    @property
     def epsilon(self) -> float:
         """Largest perturbation that the threat allows."""
         return self.models[0].attack.epsilon
@@ -75,12 +83,17 @@ class Results:
         return [detect.detector, *(name for name in detect.detectors if name != detect.detector)]
 
 
-def load_results(metrics_folder: Path, methods: Sequence[str], seeds: Sequence[int]) -> Results:
+def load_results(
+    metrics_folder: Path, methods: Sequence[str], seeds: Sequence[int], certified: Sequence[str] = ()
+) -> Results:
     """Read `<metrics_folder>/<method>-<seed>/…` for every method and seed; the folder is that of one recipe.
 
+    Certificates are read for the methods `certified` alone: a file of any other is left over from an earlier run.
     TrlError names a file that is missing, broken, or measured with other attacks or another epsilon than the rest.
     """
-    models = [load_model_results(metrics_folder, method, seed) for method in methods for seed in seeds]
+    models = [
+        load_model_results(metrics_folder, method, seed, method in certified) for method in methods for seed in seeds
+    ]
     return collect(metrics_folder, methods, seeds, models)
 
 
@@ -88,18 +101,22 @@ def collect(
     metrics_folder: Path, methods: Sequence[str], seeds: Sequence[int], models: Sequence[ModelResults]
 ) -> Results:
     """The results of models that were read already; TrlError names a file that was measured in another way."""
-    first = _settings(models[0])
-    for model in models[1:]:
+    first: dict[type[Document] | type[Row], tuple[ModelResults, Any]] = {}
+    for model in models:
         for kind, setting in _settings(model).items():
-            if setting != first[kind]:
-                path, other = (_folder(metrics_folder, m.method, m.seed) / kind.file for m in (model, models[0]))
-                why = f"measured in another way than {other} (attacks, epsilon or detector)"
+            earlier, expected = first.setdefault(kind, (model, setting))
+            if setting != expected:
+                path, other = (_folder(metrics_folder, m.method, m.seed) / kind.file for m in (model, earlier))
+                why = f"measured in another way than {other} (attacks, epsilon, detector or smoothing)"
                 raise broken(path, why, kind.stage)
     return Results(tuple(methods), tuple(seeds), tuple(models))
 
 
-def load_model_results(metrics_folder: Path, method: str, seed: int) -> ModelResults:
-    """Read `<metrics_folder>/<method>-<seed>/…`; TrlError names a file that is missing or broken."""
+def load_model_results(metrics_folder: Path, method: str, seed: int, certified: bool = False) -> ModelResults:
+    """Read `<metrics_folder>/<method>-<seed>/…`, with certificates if `certified`.
+
+    TrlError names a file that is missing or broken.
+    """
     folder = _folder(metrics_folder, method, seed)
     return ModelResults(
         method=method,
@@ -113,13 +130,15 @@ def load_model_results(metrics_folder: Path, method: str, seed: int) -> ModelRes
         scores=ScoreBin.read(folder),
         detection=DetectionPoint.read(folder),
         tsne=TsnePoint.read(folder),
+        certify=CertifyResult.read(folder) if certified else None,
+        certified=CertifiedPoint.read(folder) if certified else (),
     )
 
 
 def _settings(model: ModelResults) -> dict[type[Document] | type[Row], Any]:
     """By file: what must be the same in all models for their figures to be comparable."""
-    attack, detect = model.attack, model.detect
-    return {
+    attack, detect, smoothed = model.attack, model.detect, model.certify
+    found: dict[type[Document] | type[Row], Any] = {
         AttackResult: (attack.epsilon, set(attack.robust)),
         CurvePoint: {(point.attack, point.epsilon) for point in model.curve},
         DetectResult: (
@@ -128,6 +147,10 @@ def _settings(model: ModelResults) -> dict[type[Document] | type[Row], Any]:
         ),
         DetectionPoint: {(point.attack, point.epsilon) for point in model.detection},
     }
+    if smoothed:
+        found[CertifyResult] = (smoothed.sigma, smoothed.selection, smoothed.samples, smoothed.alpha, smoothed.images)
+        found[CertifiedPoint] = {point.radius for point in model.certified}
+    return found
 
 
 def _folder(metrics_folder: Path, method: str, seed: int) -> Path:

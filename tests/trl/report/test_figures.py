@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.helpers.synthetic_results import EPSILON, METHODS, SAMPLES, write_metrics
+from tests.helpers.synthetic_results import EPSILON, METHODS, SAMPLES, write_certificates, write_metrics
 from trl.report import figures, load_results
 from trl.results import Results
 
@@ -42,6 +42,19 @@ def lines(axes, colour: str) -> list:
 
 def band(axes, index: int) -> np.ndarray:
     return axes.collections[index].get_paths()[0].vertices
+
+
+def test_certified_accuracy_is_drawn_for_the_methods_that_have_it(tmp_path: Path, drawn: dict) -> None:
+    assert drawn["certified_accuracy"] is None
+    folder = write_certificates(write_metrics(tmp_path), ["um", "tla"])
+    figure = figures.certified_accuracy(load_results(folder, METHODS, [0], ["um", "tla"]))
+    assert figure is not None
+    assert list(legend(figure)) == ["um", "tla"]
+    [axes] = figure.axes
+    for i, line in enumerate(axes.lines):
+        np.testing.assert_allclose(line.get_xdata(), [0, 0.25, 0.5, 1])
+        np.testing.assert_allclose(line.get_ydata(), [95, 85, 75, 55])
+        assert band(axes, i)[:, 1].max() <= 100
 
 
 def test_robust_accuracy_falls_along_the_curves_of_the_file(one: Results, drawn: dict) -> None:

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.helpers.synthetic_results import METHODS, write_metrics
+from tests.helpers.synthetic_results import METHODS, write_certificates, write_metrics
 from trl.report import load_results, write_report
-from trl.report.table import comparison, detection, detectors
+from trl.report.table import certificates, comparison, detection, detectors
 
 FIGURES = [
-    *("robust_accuracy_vs_epsilon", "attacks"),
+    *("robust_accuracy_vs_epsilon", "certified_accuracy", "attacks"),
     *("roc", "scores", "detection_vs_epsilon", "detectors"),
     *("training_curves", "triplet", "tsne"),
 ]
@@ -47,7 +47,8 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module", params=[(0,), (0, 1, 2)], ids=["one seed", "three seeds"])
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("report")
-    results = load_results(write_metrics(folder / "metrics", seeds=request.param), METHODS, request.param)
+    metrics = write_certificates(write_metrics(folder / "metrics", seeds=request.param), ["um", "tla"], request.param)
+    results = load_results(metrics, METHODS, request.param, ["um", "tla"])
     return results, Page(write_report(results, "digits-quick", PARAMETERS, folder / "report"))
 
 
@@ -71,7 +72,12 @@ def test_the_title_names_recipe_data_and_threat(case) -> None:
 
 def test_every_number_of_the_tables_is_in_the_page(case) -> None:
     results, page = case
-    for columns in [comparison(results), *detection(results).values(), *detectors(results).values()]:
+    for columns in [
+        comparison(results),
+        certificates(results),
+        *detection(results).values(),
+        *detectors(results).values(),
+    ]:
         for column in columns:
             assert column.title in page.text("th").splitlines()
             for row, cell in column.cells.items():
@@ -102,10 +108,17 @@ def test_tables_say_what_their_headers_head(case) -> None:
     results, page = case
     scopes = [header["scope"] for header in page.of("th")]
     assert set(scopes) == {"col", "row", "rowgroup"}
-    assert len(page.of("caption")) == len(page.of("table")) == 6
+    assert len(page.of("caption")) == len(page.of("table")) == 7
     assert scopes.count("rowgroup") == len(detection(results)) + len(METHODS)
     by_attack, by_detector = len(detection(results)) * len(METHODS), len(results.detectors) * len(METHODS)
-    assert scopes.count("row") == 2 * len(METHODS) + by_attack + by_detector + 2 * len(results.models)
+    assert scopes.count("row") == 2 * len(METHODS) + by_attack + by_detector + 2 * len(results.models) + 2
+
+
+def test_certificates_come_with_their_settings(case) -> None:
+    _, page = case
+    assert "Certificates" in page.text("h2")
+    assert "on the first 597 test images" in page.text("span")
+    assert "at most 0.001 (noise σ = 0.5, 10,000 draws per image)" in page.text("span")
 
 
 def test_the_reader_is_told_what_static_adaptive_and_rejecting_mean(case) -> None:
@@ -130,8 +143,11 @@ def test_the_same_results_give_the_same_bytes_without_figures_that_do_not_apply(
     results = load_results(write_metrics(tmp_path, ["at"]), ["at"], [0])
     first, second = (write_report(results, "digits", PARAMETERS, tmp_path / name) for name in "ab")
     assert first.read_bytes() == second.read_bytes()
-    assert {path.stem for path in first.parent.glob("*.png")} == set(FIGURES) - {"triplet"}
-    assert [figure["id"] for figure in Page(first).of("figure")] == [name for name in FIGURES if name != "triplet"]
+    assert {path.stem for path in first.parent.glob("*.png")} == set(FIGURES) - {"triplet", "certified_accuracy"}
+    page = Page(first)
+    left = [name for name in FIGURES if name not in ("triplet", "certified_accuracy")]
+    assert [figure["id"] for figure in page.of("figure")] == left
+    assert "Certificates" not in page.text("h2")
 
 
 def test_names_are_text_and_never_markup(tmp_path: Path) -> None:

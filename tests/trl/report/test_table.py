@@ -8,9 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.helpers.synthetic_results import METHODS, write_metrics
+from tests.helpers.synthetic_results import METHODS, write_certificates, write_metrics
 from trl.report import load_results, text_table, write_csv
-from trl.report.table import Cell, Column, comparison, detection, detectors, representation, show_epsilon
+from trl.report.table import (
+    Cell,
+    Column,
+    certificates,
+    comparison,
+    detection,
+    detectors,
+    representation,
+    show_epsilon,
+)
 from trl.results import Results
 
 COLUMNS = ["clean", "fgsm", "bim", "pgd", "cw", "mim", "worst", "AUC pgd", "AUC cw", "AUC adaptive", "rejecting"]
@@ -81,6 +90,16 @@ def test_detection_is_of_the_deployed_detector_by_attack(one: Results) -> None:
     assert [c.title for c in groups["pgd"] if not c.higher_is_better] == [
         "false alarms at 95 % found (lower is better)"
     ]
+
+
+def test_certificates_have_a_column_per_radius(tmp_path: Path) -> None:
+    folder = write_certificates(write_metrics(tmp_path, seeds=(0, 1)), ["at", "tla"], (0, 1))
+    columns = {column.title: column for column in certificates(load_results(folder, METHODS, [0, 1], ["at", "tla"]))}
+    titles = ["r = 0", "r = 0.25", "r = 0.5", "r = 1", "abstained (lower is better)", "mean radius"]
+    assert list(columns) == titles
+    assert all(column.cells.keys() == {"at", "tla"} for column in columns.values())
+    assert columns["r = 0.5"].cells["tla"].values == pytest.approx((0.75, 0.74))
+    assert columns["mean radius"].text("at") == "0.705 ± 0.007"
 
 
 def test_detectors_are_compared_within_each_method(one: Results, three: Results) -> None:
