@@ -17,7 +17,8 @@ import trl.attacks
 import trl.evaluation
 from trl.attacks import build_attack
 from trl.attacks.ensemble import Ensemble
-from trl.cli.evaluate import _sha256, main
+from trl.cli.command import sha256
+from trl.cli.evaluate import main
 from trl.data import load_dataset
 from trl.evaluation import evaluate
 from trl.models import Classifier, build_model, load_model, save_model
@@ -156,10 +157,10 @@ class Odd(nn.Linear):
 
 def test_the_hash_of_a_model_is_of_its_values() -> None:
     one, other = Odd(), Odd()
-    found = _sha256(one.state_dict())
-    assert _sha256(other.state_dict()) == found
+    found = sha256(one.state_dict())
+    assert sha256(other.state_dict()) == found
     other.graph = 2 * other.graph
-    assert _sha256(other.state_dict()) != found
+    assert sha256(other.state_dict()) != found
 
 
 def test_help_does_not_load_pytorch() -> None:
