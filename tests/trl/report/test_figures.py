@@ -211,7 +211,7 @@ def test_tsne_has_a_panel_per_method_with_dots_and_crosses(one: Results, drawn: 
 def test_a_method_has_one_colour_in_every_figure(drawn: dict) -> None:
     from matplotlib.colors import to_hex
 
-    legends = [legend(figure) for name, figure in drawn.items() if name != "tsne"]
+    legends = [legend(figure) for name, figure in drawn.items() if figure and name != "tsne"]
     for i, method in enumerate(METHODS):
         colours = {to_hex(colours[method]) for colours in legends if method in colours}
         colours.add(to_hex(drawn["scores"].axes[i].patches[2].get_edgecolor()))
