@@ -5,6 +5,7 @@ from trl.registry import Registry
 MODELS = Registry(
     "model",
     {
+        "deep_pursuit": "trl.models.deep_pursuit:deep_pursuit",
         "mlp": "trl.models.mlp:mlp",
         "mnist_cnn": "trl.models.mnist_cnn:mnist_cnn",
         "strided_cnn": "trl.models.strided_cnn:strided_cnn",

@@ -63,7 +63,7 @@ def test_an_empty_batch_has_no_logits(name: str) -> None:
     assert model(name)(images(name)[:0]).shape == (0, 10)
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("mlp", "strided_cnn")])
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("deep_pursuit", "mlp", "strided_cnn")])
 def test_batch_statistics_move_in_train_mode_only(name: str) -> None:
     net, x = copy.deepcopy(model(name)), images(name, 8)
     norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
@@ -108,7 +108,7 @@ def test_config_says_how_the_model_was_made() -> None:
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
-        (("vgg", 10), {}, "known: mlp, mnist_cnn"),
+        (("vgg", 10), {}, "known: deep_pursuit, mlp, mnist_cnn"),
         (("mlp", 1), {}, "at least 2 classes"),
         (("mlp", 10, (3, 2, 2)), {}, "at least 4×4"),
         (("mlp", 10, (3, 8)), {}, "channels, height, width"),

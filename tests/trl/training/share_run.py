@@ -30,6 +30,7 @@ FIXED: dict[str, Case] = {
     "tla": ("mlp", "tla", {"pool": 13, "margin": 1.0}, {"clip_norm": 1.0}),
     "tla queue": ("mlp", "tla", {"pool": 20, "negative": "queue", "margin": 1.0}, {}),
     "proxies": ("mlp", "tla", {"pool": 20, "metric_loss": "SoftTripleLoss"}, {"clip_norm": 1.0}),
+    "pursuit": ("deep_pursuit", "tla", {"pool": 12}, {"epochs": 1}),
     "batch norm": ("mnist_cnn", "tla", {"pool": 12}, {"epochs": 1, "optimizer": {"name": "sgd", "lr": 0.002}}),
 }
 DRAWN: dict[str, Case] = {
@@ -39,8 +40,9 @@ DRAWN: dict[str, Case] = {
     "tla queue": ("mlp", "tla", {"pool": 20, "negative": "queue"}, {}),
     "own pools": ("mlp", "tla", {"pool": 12, "share_pool": False, "margin": 1.0}, {}),
     "proxies": ("mlp", "tla", {"pool": 12, "metric_loss": "ProxyAnchorLoss"}, {}),
+    "pursuit": ("deep_pursuit", "at", {}, {"ema": 0.9}),
 }
-RESUMED = ("tla queue", "proxies")
+RESUMED = ("tla queue", "proxies", "pursuit")
 STOP = 7
 
 
