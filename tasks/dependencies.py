@@ -21,14 +21,19 @@ COMMAND = "python -m tasks.dependencies"
 def modules_of(stage: str, recipes: Iterable[Recipe], sections: Iterable[str], method: str = "") -> set[str]:
     """The modules of trl whose import closure the `stage` runs: what it imports, and what the recipes' sections name.
 
-    Of the methods, `method` alone if it is given. What the stage imports from tasks computes nothing.
+    Of the methods and their models, those of `method` alone if it is given. What the stage imports from tasks computes
+    nothing.
     """
     found = {module for module in imported_modules(_file(stage)) if module.startswith("trl.")}
     for recipe in recipes:
         for section in sections:
-            value = getattr(recipe, section)
-            chosen = {method: value[method]} if section == "methods" and method else value
-            found |= {_module(kind, name) for kind, name in _named(chosen, section)}
+            methods = [method] if method else recipe.methods
+            value: object = getattr(recipe, section)
+            if section == "model":
+                value = {each: recipe.model_of(each) for each in methods}
+            elif section == "methods":
+                value = {each: recipe.methods[each] for each in methods}
+            found |= {_module(kind, name) for kind, name in _named(value, section)}
     return found
 
 

@@ -23,7 +23,7 @@ def export(stage: Stage, out: Path) -> None:
     facts = ModelFacts(
         name=f"{stage.recipe_name}_{stage.method}_{stage.seed}",
         recipe=stage.recipe_name,
-        parameters=stage.recipe.model_dump(mode="json"),
+        parameters=stage.recipe.model_dump(mode="json") | {"model": stage.recipe.model_of(stage.method).model_dump()},
         data=load_splits(stage.paths.data).sha256,
         results=results,
     )

@@ -48,7 +48,8 @@ def train_on(stage: Stage, device: str) -> None:
     if config.precision == "bf16" and not has_fast_bf16(device) and first:
         say(f"warning: {device} was measured to be no faster in bf16; train.precision: fp32 is as quick there")
     torch.manual_seed(derive_seed(stage.seed, "weights"))
-    model = build_model(recipe.model.name, len(splits.classes), splits.train.shape, **recipe.model.options)
+    architecture = recipe.model_of(stage.method)
+    model = build_model(architecture.name, len(splits.classes), splits.train.shape, **architecture.options)
     model = model.to(device)
     threat = build_threat(recipe.threat.norm, recipe.threat.epsilon)
     augment = config.augment
@@ -111,7 +112,7 @@ def _fingerprint(stage: Stage, data: str) -> str:
 
     recipe = stage.recipe
     sections = {
-        "model": recipe.model,
+        "model": recipe.model_of(stage.method),
         "threat": recipe.threat,
         "train": recipe.train,
         "methods": recipe.methods[stage.method],

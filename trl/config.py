@@ -4,7 +4,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ModelWrapValidatorHandler, ValidationError, ValidationInfo, model_validator
+from pydantic import (
+    Field,
+    ModelWrapValidatorHandler,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    ValidationInfo,
+    model_serializer,
+    model_validator,
+)
 
 from trl.common.errors import TrlError
 from trl.common.numbers import Count, Fraction, NonNegative, Positive, Real
@@ -12,16 +20,15 @@ from trl.registry import explain, refuse
 from trl.spec import AS_WRITTEN, NAMED_BY_KEY, Section, Spec, check_spec, spec_of, split_name
 
 DATASETS = "trl.data:DATASETS"
+OBJECTIVES = "trl.objectives:OBJECTIVES"
 if TYPE_CHECKING:
     AttackSpec = Spec
     DetectorSpec = Spec
     ModelSpec = Spec
-    ObjectiveSpec = Spec
 else:
     AttackSpec = spec_of("trl.attacks:ATTACKS", former="attack")
     DetectorSpec = spec_of("trl.detectors:DETECTORS")
     ModelSpec = spec_of("trl.models:MODELS")
-    ObjectiveSpec = spec_of("trl.objectives:OBJECTIVES", former="objective")
 Attacks = Annotated[dict[str, AttackSpec], NAMED_BY_KEY, Field(min_length=1)]
 
 
@@ -103,6 +110,31 @@ class Data(Spec):
             own = {key: options.pop(key) for key in ("validation", "split_seed") if key in options}
         spec = check_spec(DATASETS, name, options, info, also=("validation", "split_seed"))
         return handler(spec.model_dump() | own)
+
+
+class Method(Spec):
+    """An objective with its options, and the model that it trains in place of the recipe's, if one is given.
+
+    All in one mapping: `{name: at, model: {name: deep_pursuit, sweeps: 10}}`.
+    """
+
+    model: ModelSpec | None = None
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _checked(cls, value: Any, handler: ModelWrapValidatorHandler["Method"], info: ValidationInfo) -> "Method":
+        if isinstance(value, Method):
+            name, options, model = value.name, value.options, value.model
+        else:
+            name, options = split_name(OBJECTIVES, value, former="objective")
+            model = options.pop("model", None)
+        spec = check_spec(OBJECTIVES, name, options, info, also=("model",))
+        return handler(spec.model_dump() | {"model": model})
+
+    @model_serializer(mode="wrap")
+    def _without_none(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Results and cards show a model only where one is given."""
+        return {key: value for key, value in handler(self).items() if key != "model" or value is not None}
 
 
 class Curve(Section):
@@ -190,16 +222,23 @@ class Certify(Section):
 
 
 class Recipe(Section):
-    """One experiment: methods compared with the same data, model, threat, training and evaluation."""
+    """One experiment: methods compared with the same data, threat, training and evaluation.
+
+    They train the same model, too, unless a method names its own.
+    """
 
     data: Data
     model: ModelSpec
     threat: Threat
     train: Train
-    methods: Annotated[dict[str, ObjectiveSpec], NAMED_BY_KEY, Field(min_length=1)]
+    methods: Annotated[dict[str, Method], NAMED_BY_KEY, Field(min_length=1)]
     attack: Evaluation
     detect: Detection
     certify: Certify | None = None
+
+    def model_of(self, method: str) -> Spec:
+        """The model that `method` trains: its own, or else the recipe's."""
+        return self.methods[method].model or self.model
 
     def checked(self) -> "Recipe":
         """The recipe with all options checked and defaults filled in, if it was loaded `as_written`."""

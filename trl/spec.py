@@ -34,15 +34,15 @@ def spec_of(entry: str, former: str | None = None) -> Any:
     def check(value: Any, info: ValidationInfo) -> Any:
         if isinstance(value, Spec):
             return check_spec(entry, value.name, value.options, info)
-        if isinstance(value, Mapping) and former in value:
-            raise refuse("is called `name` now", (former,))
-        return check_spec(entry, *split_name(entry, value), info)
+        return check_spec(entry, *split_name(entry, value, former), info)
 
     return Annotated[Spec, BeforeValidator(check)]
 
 
-def split_name(entry: str, value: Any) -> tuple[str, dict[str, Any]]:
-    """Split `{name: …, option: value, …}` into name and options."""
+def split_name(entry: str, value: Any, former: str | None = None) -> tuple[str, dict[str, Any]]:
+    """Split `{name: …, option: value, …}` into name and options; for `former` see `spec_of`."""
+    if isinstance(value, Mapping) and former in value:
+        raise refuse("is called `name` now", (former,))
     if not (isinstance(value, Mapping) and isinstance(value.get("name"), str)):
         raise refuse(f"needs `name:`, one of {', '.join(_registry(entry).names())}")
     return value["name"], {key: option for key, option in value.items() if key != "name"}

@@ -55,6 +55,19 @@ def test_the_code_of_one_method_is_its_own() -> None:
     assert not any(module.startswith("trl.attacks.fab") for module in tla)
 
 
+def test_the_models_that_methods_name_are_code_too() -> None:
+    network = RECIPE.model.model_copy(update={"name": "strided_cnn", "options": {}})
+    method = RECIPE.methods["at"].model_copy(update={"model": network})
+    recipe = RECIPE.model_copy(update={"methods": {"um": RECIPE.methods["um"], "at": method}})
+    networks = {"trl.models.mlp", "trl.models.strided_cnn"}
+    for stage, name, expected in (
+        ("train", "at", {"trl.models.strided_cnn"}),
+        ("train", "um", {"trl.models.mlp"}),
+        ("attack", "", networks),
+    ):
+        assert modules_of(stage, [recipe], ("model",), name) & networks == expected
+
+
 @pytest.mark.parametrize(
     ("stage", "inside", "outside"),
     [

@@ -1,10 +1,10 @@
 import hashlib
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from tasks.export import export
 from tasks.prepare import prepare
@@ -32,12 +32,14 @@ def test_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
         assert not Path("handed").exists()
 
     monkeypatch.chdir(tmp_path)
-    shutil.copy(PARAMS, "params.yaml")
+    params = yaml.safe_load(PARAMS.read_text())
+    params["recipes"]["digits"]["methods"]["tla"]["model"] = {"name": "strided_cnn"}
+    Path("params.yaml").write_text(yaml.safe_dump(params))
     refused("metrics/digits/tla-0/training.csv", "run the train stage")
     write_model(Path("metrics/digits/tla-0"), "tla", 0)
     refused("outputs/digits/tla-0/model/config.json", "train the model first")
     torch.manual_seed(0)
-    model = build_model("mlp", 10, (1, 8, 8), width=16).eval()
+    model = build_model("strided_cnn", 10, (1, 8, 8)).eval()
     save_model(model, "outputs/digits/tla-0/model")
     refused("metrics/digits/tla-0", "measured on other weights", "dvc repro")
     figures = Path("metrics/digits/tla-0/train.json")
@@ -52,4 +54,6 @@ def test_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert torch.equal(load_model("handed/on")(x), model(x))
     card = Path("handed/on/README.md").read_text()
     assert weights in card
+    assert "`strided_cnn`" in card
+    assert "mlp" not in card
     assert json.loads(Path("outputs/digits/data/data.json").read_text())["sha256"] in card

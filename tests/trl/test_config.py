@@ -21,13 +21,14 @@ def test_the_shipped_params_are_valid_and_complete() -> None:
     params = load_params(ROOT / "params.yaml")
     expected = {"digits", "mnist", "mnist_cpu", "fashion_mnist", "cifar10", "cifar10_resnet18", "tiny_imagenet"}
     assert set(params.recipes) == expected
-    for recipe in params.recipes.values():
-        assert {"um", "at", "alp", "tla", "tla_rn", "tla_sa"} <= set(recipe.methods)
+    for name, recipe in params.recipes.items():
+        assert name not in expected or {"um", "at", "alp", "tla", "tla_rn", "tla_sa"} <= set(recipe.methods)
         shape = SHAPES.get(recipe.data.name, (3, 64, 64))
         import torch
 
         with torch.device("meta"):  # shapes only: no memory for the large ones
-            build_model(recipe.model.name, 10, shape, **recipe.model.options)
+            for model in map(recipe.model_of, recipe.methods):
+                build_model(model.name, 10, shape, **model.options)
 
 
 def test_the_papers_constants_are_the_shipped_ones() -> None:
@@ -105,8 +106,15 @@ def change(raw: Any, path: str, value: Any) -> Any:
         ("recipes.digits.train.optimizer.lr", float("nan"), "recipes.digits.train.optimizer.lr: "),
         ("recipes.digits.methods.tla.pool", 1, "recipes.digits.methods.tla.pool: should be greater than or equal to 2"),
         ("recipes.digits.methods.tla.name", "triplet", "recipes.digits.methods.tla: unknown objective 'triplet'"),
-        ("recipes.digits.methods.tla.lambda", 1, "recipes.digits.methods.tla.lambda: unknown key; allowed: lambda1"),
-        ("recipes.digits.methods.at.lambda1", 1, "recipes.digits.methods.at.lambda1: unknown key; allowed: none"),
+        (
+            "recipes.digits.methods.tla.lambda",
+            1,
+            "recipes.digits.methods.tla.lambda: unknown key; allowed: model, ",
+        ),
+        ("recipes.digits.methods.at.lambda1", 1, "recipes.digits.methods.at.lambda1: unknown key; allowed: model"),
+        ("recipes.digits.methods.at.model", {"name": "vgg"}, "recipes.digits.methods.at.model: unknown model 'vgg'"),
+        ("recipes.digits.methods.at.model", {"width": 8}, "recipes.digits.methods.at.model: needs `name:`, one of"),
+        ("recipes.digits.methods.at.model", {"name": "mlp", "depth": 0}, "recipes.digits.methods.at.model.depth: "),
         ("recipes.digits.methods.new", {}, "recipes.digits.methods.new: unknown objective 'new'"),
         ("recipes.digits.attack.attacks", {}, "recipes.digits.attack.attacks: "),
         ("recipes.digits.attack.attacks.autopgd", {}, "recipes.digits.attack.attacks.autopgd: unknown attack"),
@@ -173,6 +181,19 @@ def test_a_data_set_has_options(raw: Any) -> None:
     assert params.selected.checked() == params.selected
     assert check_params(raw, as_written=True).selected.checked() == params.selected
     assert data == {"name": "image_folder", "path": "data/flowers", "size": "32", "validation": 150}
+
+
+def test_a_method_may_name_its_own_model(raw: Any) -> None:
+    change(raw, "recipes.digits.methods.at", {"model": {"name": "mlp", "width": "64"}})
+    recipe = check_params(raw).selected
+    assert recipe.model_of("at").options == recipe.model.options | {"width": 64}
+    assert recipe.model_of("alp") is recipe.model
+    assert recipe.methods["at"].options == {}
+    assert recipe.methods["at"].model_dump()["model"] == recipe.model_of("at").model_dump()
+    assert recipe.methods["um"].model_dump() == {"name": "natural", "options": {}}
+    shown = check_params(raw, as_written=True).selected
+    assert shown.model_of("at").options == {"width": "64"}
+    assert shown.checked() == recipe == recipe.checked()
 
 
 def test_fractions_are_numbers(raw: Any) -> None:

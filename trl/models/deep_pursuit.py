@@ -139,7 +139,7 @@ class DeepPursuit(nn.Module):
         parts = []
         for j, (dictionary, code) in enumerate(zip(self.dictionaries, codes, strict=True)):
             residual = self.target(j, x, codes) - dictionary.transpose(code)
-            parts.append(_inner(residual, residual) / 2 - _inner(code, dictionary.bias.view(-1, 1, 1)))
+            parts.append(_inner(residual, residual) / 2 + self._penalty(j, code))
         return reduce(add, parts)
 
     def descent(self, j: int, residuals: dict[int, Tensor]) -> Tensor:
@@ -151,6 +151,10 @@ class DeepPursuit(nn.Module):
         for i, name in self.feeds[j]:
             direction = direction - self.connections[name].transpose(residuals[i])
         return direction
+
+    def _penalty(self, j: int, code: Tensor) -> Tensor:
+        """λ·Γ for each image: [n]."""
+        return -_inner(code, self.dictionaries[j].bias.view(-1, 1, 1))  # type: ignore[union-attr]
 
     def _step(self, j: int, code: Tensor, earlier: Tensor, residuals: dict[int, Tensor], rate: Tensor) -> Tensor:
         if self.momentum and earlier is not code:
@@ -165,8 +169,7 @@ class DeepPursuit(nn.Module):
         changes = {j: -self.dictionaries[j].transpose(change)}
         changes |= {i: self.connections[name](change) for i, name in self.feeds[j]}
         rise = reduce(add, [_inner(residuals[i] + changes[i] / 2, changes[i]) for i in changes])
-        rise = rise - _inner(change, self.dictionaries[j].bias.view(-1, 1, 1))
-        kept = (rise <= 0).view(-1, 1, 1, 1)
+        kept = (rise + self._penalty(j, change) <= 0).view(-1, 1, 1, 1)
         return code + kept * change, {i: residuals[i] + kept * changes[i] for i in changes}
 
 
