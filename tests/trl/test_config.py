@@ -20,7 +20,7 @@ def raw() -> Any:
 def test_the_shipped_params_are_valid_and_complete() -> None:
     params = load_params(ROOT / "params.yaml")
     expected = {"digits", "mnist", "mnist_cpu", "fashion_mnist", "cifar10", "cifar10_resnet18", "tiny_imagenet"}
-    assert set(params.recipes) == expected
+    assert set(params.recipes) == expected | {"pursuit", "mnist_pursuit"}
     for name, recipe in params.recipes.items():
         assert name not in expected or {"um", "at", "alp", "tla", "tla_rn", "tla_sa"} <= set(recipe.methods)
         shape = SHAPES.get(recipe.data.name, (3, 64, 64))
