@@ -49,7 +49,7 @@ def test_errors_are_one_line_on_stderr_and_a_status(
 
     for arguments, message in (
         (["--recipe", "svhn"], "unknown recipe 'svhn'; params.yaml has digits"),
-        (["--method", "trades"], "unknown method 'trades'; recipes.digits.methods has um"),
+        (["--method", "none"], "unknown method 'none'; recipes.digits.methods has um"),
     ):
         assert run_stage(refused, per_model="--method" in arguments, arguments=arguments) == 1
         assert capsys.readouterr().err.startswith(f"error: {message}")

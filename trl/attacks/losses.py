@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy as torch_cross_entropy
+from torch.nn.functional import kl_div
 
 from trl.common.errors import TrlError
 
@@ -31,6 +32,15 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
         return cw_margin(logits, y)
     top = logits.topk(3, dim=1).values
     return cw_margin(logits, y) / (top[:, 0] - top[:, 2] + 1e-12)
+
+
+def divergence_from(clean: Tensor) -> Loss:
+    """The loss KL(softmax(clean) ‖ softmax(logits)) per sample, of TRADES; `clean` [n,k] are the clean images' logits.
+
+    It ignores y. Its gradient at the clean images is zero.
+    """
+    target = clean.log_softmax(1)
+    return lambda logits, y: kl_div(logits.log_softmax(1), target, reduction="none", log_target=True).sum(1)
 
 
 LOSSES: dict[str, Loss] = {"ce": cross_entropy, "cw": cw_margin, "dlr": dlr}

@@ -6,15 +6,18 @@ import torch
 from torch import Tensor, nn
 
 from trl.attacks.base import ascent, check_positive, judge
-from trl.attacks.criterion import MISCLASSIFIED, Criterion, check_criterion
-from trl.attacks.losses import get_loss
+from trl.attacks.criterion import MISCLASSIFIED, Criterion, Targeted, check_criterion
+from trl.attacks.losses import Loss, divergence_from, get_loss
 from trl.attacks.restarts import Kept
 from trl.common.errors import TrlError
 from trl.common.images import check_input
 from trl.common.numbers import Count, Positive
+from trl.nn.logits import logits_of
 from trl.nn.modes import frozen
 from trl.nn.precision import searches_in_half
 from trl.threat import Threat, column
+
+NEAR = 0.001  # standard deviation of the start beside x, as in the released code of TRADES
 
 
 @searches_in_half
@@ -29,11 +32,13 @@ def pgd(
     step_size: Positive | None = None,
     restarts: Count = 1,
     random_start: bool = True,
-    loss: Literal["ce", "cw", "dlr"] = "ce",
+    loss: Literal["ce", "cw", "dlr", "kl"] = "ce",
 ) -> Tensor:
     """`steps` projected steps of steepest ascent on `loss`, from a random point of the ball or from `x`.
 
-    `step_size` None means 2.5·epsilon/steps. `loss` is cross-entropy, the Carlini & Wagner margin, or DLR.
+    `step_size` None means 2.5·epsilon/steps. `loss` is cross-entropy, the Carlini & Wagner margin, DLR, or the KL
+    divergence from the prediction at x, whatever y (`kl`: the inner maximisation of TRADES, Zhang et al. 2019, arXiv
+    1901.08573). Without a random start, `kl` begins at x + 0.001·N(0, 1), since its gradient at x is zero.
 
     One restart costs exactly `steps` gradients and returns the last iterate. Each further restart runs on the samples
     on which no earlier one succeeded; a sample keeps the first result that meets the criterion in full precision, else
@@ -42,13 +47,22 @@ def pgd(
     """
     check_criterion(criterion)
     check_positive(steps=steps, step_size=step_size, restarts=restarts)
-    ascended, viewed = criterion.loss(get_loss(loss)), criterion.view(model)
-    if restarts > 1 and not random_start:
+    viewed = criterion.view(model)
+    if loss == "kl" and isinstance(criterion, Targeted):
+        raise TrlError("loss kl leads away from the prediction at x, towards no target: use loss ce, cw or dlr")
+    if restarts > 1 and not random_start and loss != "kl":
         raise TrlError("restarts from the same point all give the same result; use random_start or restarts=1")
     step = 2.5 * threat.epsilon / steps if step_size is None else step_size
 
+    def loss_around(x: Tensor) -> Loss:
+        return criterion.loss(divergence_from(logits_of(viewed, x, classes)) if loss == "kl" else get_loss(loss))
+
     def run(x: Tensor, y: Tensor) -> Tensor:
-        project, x_adv = threat.projection(x), threat.random_start(x) if random_start else x
+        project, x_adv, ascended = threat.projection(x), x, loss_around(x)
+        if random_start:
+            x_adv = threat.random_start(x)
+        elif loss == "kl":
+            x_adv = project(x + NEAR * torch.randn_like(x, memory_format=torch.contiguous_format))
         swings = len(criterion.detectors) > 0
         best, highest = x_adv, x_adv.new_full((len(x),), -torch.inf, dtype=torch.float64)
         for _ in range(steps):
@@ -59,8 +73,8 @@ def pgd(
             x_adv = project(threat.ascend(x_adv, found.gradient, step))
         if not swings:
             return x_adv
-        _, loss = judge(viewed, x_adv, y, criterion, ascended, classes)
-        return torch.where(column(loss > highest, x), x_adv, best)
+        _, last = judge(viewed, x_adv, y, criterion, ascended, classes)
+        return torch.where(column(last > highest, x), x_adv, best)
 
     with frozen(model):
         x, y, classes = check_input(x, y)
@@ -69,13 +83,13 @@ def pgd(
         best = run(x, y)
         if restarts == 1:
             return best
-        kept = Kept(best, *judge(viewed, best, y, criterion, ascended, classes))
+        kept = Kept(best, *judge(viewed, best, y, criterion, loss_around(x), classes))
         for _ in range(restarts - 1):
             left = kept.left()
             if len(left) == 0:
                 break
             x_adv = run(x[left], y[left])
-            kept.note(left, x_adv, *judge(viewed, x_adv, y[left], criterion, ascended, classes))
+            kept.note(left, x_adv, *judge(viewed, x_adv, y[left], criterion, loss_around(x[left]), classes))
         return kept.images
 
 

@@ -1,7 +1,9 @@
 """What an objective is given, and what it returns."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,11 +48,13 @@ class Batch:
 class Objective(nn.Module):
     """A way to train. `selects` names the validation figure by which its best epoch is chosen.
 
+    `attack_options` are options of the training attack that the objective sets itself, such as the loss to ascend.
     Its parameters are trained beside the model's, and its buffers are what one step leaves to the next: both are part
     of a checkpoint.
     """
 
     selects = "val_robust"
+    attack_options: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(self, setting: Setting) -> None:
         super().__init__()

@@ -9,6 +9,8 @@ OBJECTIVES = Registry(
         "at": "trl.objectives.at:AdversarialTraining",
         "alp": "trl.objectives.alp:LogitPairing",
         "smoothing": "trl.objectives.smoothing:Smoothing",
+        "trades": "trl.objectives.trades:Trades",
+        "mart": "trl.objectives.mart:Mart",
         "tla": "trl.objectives.tla:TripletAdversarial",
     },
 )

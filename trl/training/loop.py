@@ -48,7 +48,7 @@ def train(
     model: nn.Module,
     objective: Objective,
     setting: Setting,
-    attack_at: Callable[[float], Attack],
+    attack_at: Callable[..., Attack],
     validation: ImageSet,
     validation_attack: Attack,
     config: "Train",
@@ -58,13 +58,15 @@ def train(
 ) -> Outcome:
     """Train `model` in place on its own device, and return the weights of its best validated epoch.
 
-    `attack_at` gives the training attack for an epsilon, which grows to the threat's over `epsilon_warmup_epochs`.
+    `attack_at` gives the training attack for an epsilon, which grows to the threat's over `epsilon_warmup_epochs`, and
+    for the objective's `attack_options`.
 
     Every random draw is a function of (`setting.seed`, step) and, among several processes, the rank; `checkpoint` holds
     the rest, so a run that is killed and repeated by as many processes ends with the same weights. `on_epoch` receives
     each epoch's row; a resumed run passes the rows of the epochs before it again. Best is the highest
     `objective.selects`, then the highest clean accuracy, then the earliest.
-    TrlError if the loss or a weight becomes NaN or infinite, if a checkpoint cannot be written, and if the processes
+    TrlError if the training attack lacks an option that the objective sets, if the loss or a weight becomes NaN or
+    infinite, if a checkpoint cannot be written, and if the processes
     cannot share a batch evenly or see different checkpoints.
     """
     device = next(model.parameters()).device
@@ -93,7 +95,8 @@ def train(
             indices = processes.rows(stream.indices(run.step))
             x, y = setting.data.take(indices)
             setting.data.ahead(processes.rows(stream.indices(run.step + 1)))
-            run.update(Batch(x, y, indices, run.step, attack_at(_epsilon(epoch, config, setting))))
+            attack = attack_at(_epsilon(epoch, config, setting), **objective.attack_options)
+            run.update(Batch(x, y, indices, run.step, attack))
             run.seconds += time.monotonic() - started
             end_of_epoch = run.step % stream.per_epoch == 0
             save = checkpoint is not None and run.agreed(checkpoint.due)

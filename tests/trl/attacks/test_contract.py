@@ -349,7 +349,7 @@ def test_build_attack_is_the_function_with_its_options() -> None:
         ("fgsm", {"steps": 3}, "attack fgsm: steps: unknown key"),
         ("pgd", {"steps": 0}, "attack pgd: steps: .*greater than or equal to 1"),
         ("pgd", {"step_size": -1}, "attack pgd: step_size: .*greater than 0"),
-        ("pgd", {"loss": "hinge"}, "attack pgd: loss: .*'ce', 'cw' or 'dlr'"),
+        ("pgd", {"loss": "hinge"}, "attack pgd: loss: .*'ce', 'cw', 'dlr' or 'kl'"),
         ("mim", {"decay": float("nan")}, "attack mim: decay: .*finite"),
     ],
 )

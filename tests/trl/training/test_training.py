@@ -140,7 +140,7 @@ def test_another_seed_is_another_run() -> None:
     assert not same(other, fit("at")[0])
 
 
-@pytest.mark.parametrize("name", ["natural", "at", "alp", "tla"])
+@pytest.mark.parametrize("name", ["natural", "at", "alp", "trades", "mart", "tla"])
 def test_training_learns(name: str) -> None:
     outcome, rows = fit(name, epochs=12)
     assert rows[-1]["loss"] < rows[0]["loss"]
