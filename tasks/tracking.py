@@ -218,8 +218,8 @@ def _create(client: "MlflowClient", experiment: str, stage: Stage, tags: dict[st
         "data": _flat_spec(recipe.data.model_dump()),
         "model": _flat_spec(recipe.model_of(stage.method).model_dump()),
         "threat": recipe.threat.model_dump(),
-        "train": recipe.train.model_dump(),
-        "objective": _flat_spec(recipe.methods[stage.method].model_dump(exclude={"model"})),
+        "train": recipe.train_of(stage.method).model_dump(),
+        "objective": _flat_spec(recipe.methods[stage.method].model_dump(exclude={"model", "weight_perturbation"})),
     }
     params = [Param(name, str(value)) for name, value in _flatten(sections)]
     client.log_batch(run.info.run_id, params=params)

@@ -37,7 +37,7 @@ def train_on(stage: Stage, device: str) -> None:
     from trl.threat import build_threat
     from trl.training import Checkpoint, train
 
-    recipe, config = stage.recipe, stage.recipe.train
+    recipe, config = stage.recipe, stage.recipe.train_of(stage.method)
     splits = load_splits(stage.paths.data)
     if config.batch_size > len(splits.train):
         raise TrlError(

@@ -4,23 +4,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
-from pydantic import (
-    Field,
-    ModelWrapValidatorHandler,
-    SerializerFunctionWrapHandler,
-    ValidationError,
-    ValidationInfo,
-    model_serializer,
-    model_validator,
-)
+from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 
 from trl.common.errors import TrlError
 from trl.common.numbers import Count, Fraction, NonNegative, Positive, Real
 from trl.registry import explain, refuse
-from trl.spec import AS_WRITTEN, NAMED_BY_KEY, Section, Spec, check_spec, spec_of, split_name
+from trl.spec import AS_WRITTEN, NAMED_BY_KEY, Section, Spec, SpecAndMore, spec_of
 
-DATASETS = "trl.data:DATASETS"
-OBJECTIVES = "trl.objectives:OBJECTIVES"
 if TYPE_CHECKING:
     AttackSpec = Spec
     DetectorSpec = Spec
@@ -73,6 +63,16 @@ class Validation(Section):
     attack: AttackSpec
 
 
+class WeightPerturbation(Section):
+    """AWP (Wu et al. 2020): gradients at weights that are moved against training, each layer by `gamma` of its norm.
+
+    It begins after `warmup_epochs`, and costs one more forward and backward pass per step.
+    """
+
+    gamma: Positive = 0.005
+    warmup_epochs: NonNegative = 0.0
+
+
 class Train(Section):
     """How every method of a recipe is trained."""
 
@@ -85,56 +85,40 @@ class Train(Section):
     precision: Literal["fp32", "bf16"] = "fp32"
     clip_norm: Positive | None = None
     ema: Annotated[Real, Field(gt=0, lt=1)] | None = None
+    weight_perturbation: WeightPerturbation | None = None
     attack: AttackSpec
     epsilon_warmup_epochs: NonNegative = 0.0  # epsilon grows from 0; without it, small networks stay at chance
     validation: Validation
 
 
-class Data(Spec):
+class Data(SpecAndMore):
     """The data set with its options, and how many training images to hold out (chosen by `split_seed`).
 
     All in one mapping: `{name: image_folder, path: data/flowers, size: 32, validation: 150}`.
     """
 
+    entry = "trl.data:DATASETS"
+
     validation: Count
     split_seed: Annotated[int, Field(ge=0)] = 0
 
-    @model_validator(mode="wrap")
-    @classmethod
-    def _checked(cls, value: Any, handler: ModelWrapValidatorHandler["Data"], info: ValidationInfo) -> "Data":
-        if isinstance(value, Data):
-            own = {"validation": value.validation, "split_seed": value.split_seed}
-            name, options = value.name, value.options
-        else:
-            name, options = split_name(DATASETS, value)
-            own = {key: options.pop(key) for key in ("validation", "split_seed") if key in options}
-        spec = check_spec(DATASETS, name, options, info, also=("validation", "split_seed"))
-        return handler(spec.model_dump() | own)
 
+class Method(SpecAndMore):
+    """An objective with its options, and what this method alone trains with: a model, and a weight perturbation.
 
-class Method(Spec):
-    """An objective with its options, and the model that it trains in place of the recipe's, if one is given.
-
-    All in one mapping: `{name: at, model: {name: deep_pursuit, sweeps: 10}}`.
+    All in one mapping: `{name: at, model: {name: deep_pursuit, sweeps: 10}}`. Without them, those of the recipe.
     """
 
-    model: ModelSpec | None = None
+    entry, former = "trl.objectives:OBJECTIVES", "objective"
 
-    @model_validator(mode="wrap")
-    @classmethod
-    def _checked(cls, value: Any, handler: ModelWrapValidatorHandler["Method"], info: ValidationInfo) -> "Method":
-        if isinstance(value, Method):
-            name, options, model = value.name, value.options, value.model
-        else:
-            name, options = split_name(OBJECTIVES, value, former="objective")
-            model = options.pop("model", None)
-        spec = check_spec(OBJECTIVES, name, options, info, also=("model",))
-        return handler(spec.model_dump() | {"model": model})
+    model: ModelSpec | None = None
+    weight_perturbation: WeightPerturbation | None = None
 
     @model_serializer(mode="wrap")
     def _without_none(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Results and cards show a model only where one is given."""
-        return {key: value for key, value in handler(self).items() if key != "model" or value is not None}
+        """Results and cards show only what is given."""
+        own = ("model", "weight_perturbation")
+        return {key: value for key, value in handler(self).items() if key not in own or value is not None}
 
 
 class Curve(Section):
@@ -239,6 +223,11 @@ class Recipe(Section):
     def model_of(self, method: str) -> Spec:
         """The model that `method` trains: its own, or else the recipe's."""
         return self.methods[method].model or self.model
+
+    def train_of(self, method: str) -> Train:
+        """How `method` is trained."""
+        own = self.methods[method].weight_perturbation
+        return self.train.model_copy(update={"weight_perturbation": own}) if own else self.train
 
     def checked(self) -> "Recipe":
         """The recipe with all options checked and defaults filled in, if it was loaded `as_written`."""

@@ -2,9 +2,17 @@
 
 import importlib
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, ValidationInfo
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 
 from trl.common.errors import TrlError
 from trl.registry import Registry, explain, refuse
@@ -76,6 +84,29 @@ def _name_entries(value: Any) -> Any:
     if not isinstance(value, Mapping):
         return value
     return {n: {"name": n, **(s or {})} if isinstance(s, Mapping | None) else s for n, s in value.items()}
+
+
+class SpecAndMore(Spec):
+    """A `Spec` for the registry `entry` with further fields, which subclasses add, in the same mapping.
+
+    `former` is the old name of the key `name`; using it is an error that says so.
+    """
+
+    entry: ClassVar[str]
+    former: ClassVar[str | None] = None
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _checked(cls, value: Any, handler: ModelWrapValidatorHandler[Self], info: ValidationInfo) -> Self:
+        more = tuple(key for key in cls.model_fields if key not in Spec.model_fields)
+        if isinstance(value, cls):
+            own = {key: getattr(value, key) for key in more}
+            name, options = value.name, value.options
+        else:
+            name, options = split_name(cls.entry, value, cls.former)
+            own = {key: options.pop(key) for key in more if key in options}
+        spec = check_spec(cls.entry, name, options, info, also=more)
+        return handler(spec.model_dump() | own)
 
 
 # In a mapping of specs, an entry without `name:` uses its key as the name.

@@ -152,7 +152,7 @@ def keep(recipe: dict[str, Any]) -> None:
         (lambda d: d["data"].update(validation=5000), "prepare", r"validation.*5,?000"),
         (lambda d: d["train"].update(batch_size=5000), "train --method tla", r"batch_size: 5000 is more than the 1197"),
         (lambda d: d["methods"]["tla"].update(pool=5000), "train --method tla", r"pool is 5000, more than the 1197"),
-        (keep, "train --method trades", r"unknown method 'trades'; recipes.digits.methods has um"),
+        (keep, "train --method none", r"unknown method 'none'; recipes.digits.methods has um"),
         (keep, "prepare --recipe svhn", r"unknown recipe 'svhn'; params.yaml has digits"),
         (keep, "train --recipe mnist --method tla", r"outputs/mnist/data.*(prepare|cannot be read)"),
         (keep, "attack --method tla", r"outputs/digits/tla-0/model.*train the model first"),

@@ -63,6 +63,17 @@ def test_what_is_only_shown_stays_as_it_is_written(raw: Any) -> None:
         check_params(change(raw, "recipes.digits.train.epochs", 0), as_written=True)
 
 
+def test_a_methods_weight_perturbation_stands_before_that_of_the_recipe(raw: Any) -> None:
+    def gammas() -> list[float | None]:
+        recipe = check_params(raw).selected
+        found = [recipe.train_of(method).weight_perturbation for method in ("at", "at_awp")]
+        return [awp and awp.gamma for awp in found]
+
+    assert gammas() == [None, 0.005]
+    change(raw, "recipes.digits.train.weight_perturbation", {"gamma": 0.1})
+    assert gammas() == [0.1, 0.005]
+
+
 def change(raw: Any, path: str, value: Any) -> Any:
     *parents, last = path.split(".")
     section = raw
@@ -77,7 +88,7 @@ def change(raw: Any, path: str, value: Any) -> Any:
     [
         ("recipe", "imagenet", "recipe: unknown recipe 'imagenet'; known: digits"),
         ("methods", [], "methods: "),
-        ("methods", ["um", "trades"], "methods: unknown method 'trades'; recipes.digits.methods has um, at"),
+        ("methods", ["um", "none"], "methods: unknown method 'none'; recipes.digits.methods has um, at"),
         ("methods", ["um", "um"], "methods: contains a value twice"),
         ("seeds", [-1], "seeds.0: should be greater than or equal to 0, not -1"),
         ("seeds", [], "seeds: "),
@@ -109,12 +120,26 @@ def change(raw: Any, path: str, value: Any) -> Any:
         (
             "recipes.digits.methods.tla.lambda",
             1,
-            "recipes.digits.methods.tla.lambda: unknown key; allowed: model, ",
+            "recipes.digits.methods.tla.lambda: unknown key; allowed: model, weight_",
         ),
-        ("recipes.digits.methods.at.lambda1", 1, "recipes.digits.methods.at.lambda1: unknown key; allowed: model"),
+        (
+            "recipes.digits.methods.at.lambda1",
+            1,
+            "recipes.digits.methods.at.lambda1: unknown key; allowed: model",
+        ),
         ("recipes.digits.methods.at.model", {"name": "vgg"}, "recipes.digits.methods.at.model: unknown model 'vgg'"),
         ("recipes.digits.methods.at.model", {"width": 8}, "recipes.digits.methods.at.model: needs `name:`, one of"),
         ("recipes.digits.methods.at.model", {"name": "mlp", "depth": 0}, "recipes.digits.methods.at.model.depth: "),
+        (
+            "recipes.digits.methods.at_awp.weight_perturbation",
+            {"gamma": 0},
+            "recipes.digits.methods.at_awp.weight_perturbation.gamma: should be greater than 0, not 0",
+        ),
+        (
+            "recipes.digits.train.weight_perturbation",
+            {"gama": 1},
+            "recipes.digits.train.weight_perturbation.gama: unknown key; allowed: gamma, warmup_epochs",
+        ),
         ("recipes.digits.methods.new", {}, "recipes.digits.methods.new: unknown objective 'new'"),
         ("recipes.digits.attack.attacks", {}, "recipes.digits.attack.attacks: "),
         ("recipes.digits.attack.attacks.autopgd", {}, "recipes.digits.attack.attacks.autopgd: unknown attack"),

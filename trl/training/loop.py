@@ -26,7 +26,8 @@ from trl.nn.parallel import Processes
 from trl.objectives.base import Batch, Objective, Setting, Terms
 from trl.training.checkpoint import Checkpoint
 from trl.training.optimizer import build_optimizer
-from trl.training.schedule import rate_factor
+from trl.training.schedule import rate_factor, warmed_up
+from trl.training.weight_perturbation import Repeatable, gamma_at, kept_buffers, perturbed_weights
 
 if TYPE_CHECKING:
     from trl.config import Train
@@ -95,8 +96,9 @@ def train(
             indices = processes.rows(stream.indices(run.step))
             x, y = setting.data.take(indices)
             setting.data.ahead(processes.rows(stream.indices(run.step + 1)))
-            attack = attack_at(_epsilon(epoch, config, setting), **objective.attack_options)
-            run.update(Batch(x, y, indices, run.step, attack))
+            epsilon = setting.threat.epsilon * warmed_up(epoch, config.epsilon_warmup_epochs)
+            batch = Batch(x, y, indices, run.step, attack_at(epsilon, **objective.attack_options))
+            run.update(batch, step_seed(setting, run.step), gamma_at(epoch, config.weight_perturbation))
             run.seconds += time.monotonic() - started
             end_of_epoch = run.step % stream.per_epoch == 0
             save = checkpoint is not None and run.agreed(checkpoint.due)
@@ -169,12 +171,16 @@ class Run:
         dist.broadcast(flag, 0)
         return bool(flag)
 
-    def update(self, batch: Batch) -> None:
-        """One optimiser step."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            terms = self.terms(batch)
-        self.optimizer.zero_grad(set_to_none=True)
-        terms["loss"].backward()  # type: ignore[no-untyped-call]
+    def update(self, batch: Batch, seed: int = 0, gamma: float = 0.0) -> None:
+        """One optimiser step; for `gamma` > 0 with the gradient at perturbed weights, and draws that follow `seed`."""
+        if gamma:
+            repeatable = Repeatable(batch, derive_seed(seed, "weights"))
+            with kept_buffers(self.terms):
+                self.backward(repeatable.again())
+            with perturbed_weights(self.model, gamma):
+                terms = self.backward(repeatable.again())
+        else:
+            terms = self.backward(batch)
         if self.config.clip_norm:
             nn.utils.clip_grad_norm_(self.terms.parameters(), self.config.clip_norm)
         self.optimizer.step()
@@ -183,6 +189,14 @@ class Run:
         self.step += 1
         for name, value in terms.items():
             self.sums[name] = self.sums.get(name, 0) + value.detach().float()
+
+    def backward(self, batch: Batch) -> Terms:
+        """The terms of a batch; the gradients of its loss replace the former ones."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            terms: Terms = self.terms(batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        terms["loss"].backward()  # type: ignore[no-untyped-call]
+        return terms
 
     def average_sums(self) -> None:
         """The processes' figures become those of the whole batch."""
@@ -275,12 +289,6 @@ def step_seed(setting: Setting, step: int) -> int:
     """What seeds this process's draws in `step`. The rank counts only beside others."""
     rank = (setting.processes.rank,) if setting.processes.size > 1 else ()
     return derive_seed(setting.seed, "step", step, *rank)
-
-
-def _epsilon(epoch: float, config: "Train", setting: Setting) -> float:
-    """The training attack's epsilon at `epoch` (fractional, from 0)."""
-    warmup = config.epsilon_warmup_epochs
-    return setting.threat.epsilon * (min(1.0, epoch / warmup) if warmup else 1.0)
 
 
 def _line(row: Row, epochs: int) -> str:

@@ -16,9 +16,14 @@ def rate_factor(schedule: "Schedule", epoch: float, epochs: int) -> float:
     if schedule.name == "triangle":
         peak = (schedule.warmup_epochs or 0.4 * epochs) / epochs
         return progress / peak if progress < peak else (1 - progress) / max(1 - peak, 1e-9)
-    warm = min(1.0, epoch / schedule.warmup_epochs) if schedule.warmup_epochs else 1.0
+    warm = warmed_up(epoch, schedule.warmup_epochs)
     if schedule.name == "steps":
         return warm * schedule.gamma ** sum(epoch >= milestone for milestone in schedule.milestones)
     if schedule.name == "cosine":
         return warm * (1 + cos(pi * progress)) / 2
     return warm
+
+
+def warmed_up(epoch: float, warmup_epochs: float) -> float:
+    """The share, in [0, 1], that a value which grows linearly over `warmup_epochs` has reached at `epoch`."""
+    return min(1.0, epoch / warmup_epochs) if warmup_epochs else 1.0

@@ -31,6 +31,8 @@ FIXED: dict[str, Case] = {
     "tla queue": ("mlp", "tla", {"pool": 20, "negative": "queue", "margin": 1.0}, {}),
     "proxies": ("mlp", "tla", {"pool": 20, "metric_loss": "SoftTripleLoss"}, {"clip_norm": 1.0}),
     "pursuit": ("deep_pursuit", "tla", {"pool": 12}, {"epochs": 1}),
+    "mart": ("mlp", "mart", {}, {}),
+    "awp": ("mlp", "tla", {"pool": 20, "negative": "queue", "margin": 1.0}, {"weight_perturbation": {"gamma": 0.02}}),
     "batch norm": ("mnist_cnn", "tla", {"pool": 12}, {"epochs": 1, "optimizer": {"name": "sgd", "lr": 0.002}}),
 }
 DRAWN: dict[str, Case] = {
@@ -41,8 +43,10 @@ DRAWN: dict[str, Case] = {
     "own pools": ("mlp", "tla", {"pool": 12, "share_pool": False, "margin": 1.0}, {}),
     "proxies": ("mlp", "tla", {"pool": 12, "metric_loss": "ProxyAnchorLoss"}, {}),
     "pursuit": ("deep_pursuit", "at", {}, {"ema": 0.9}),
+    "trades": ("mlp", "trades", {"beta": 1.0}, {}),
+    "awp": ("mlp", "tla", {"pool": 13, "positive": "both"}, {"weight_perturbation": {"gamma": 0.02}}),
 }
-RESUMED = ("tla queue", "proxies", "pursuit")
+RESUMED = ("tla queue", "proxies", "pursuit", "awp")
 STOP = 7
 
 
