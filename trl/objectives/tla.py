@@ -14,6 +14,7 @@ from trl.metric import hardest_negative, norm_penalty, pairwise_cosine, random_n
 from trl.metric.library import library_loss, offered_loss
 from trl.nn.modes import frozen
 from trl.objectives.base import Batch, Objective, Setting, Terms, at_least_fp32, classification, forward_groups
+from trl.objectives.trades import ASCENDS, traded
 from trl.registry import refuse
 
 
@@ -26,6 +27,8 @@ def _offered(name: str) -> str:
 
 class TripletAdversarial(Objective):
     """L = CE(f(x'ₐ), y) + λ1·L_trip + λ2·L_norm (TLA, equation 5), all as means over the batch.
+
+    `base: trades` puts the loss of TRADES, with its `beta` and its training attack, in place of the cross-entropy.
 
     The anchor x'ₐ is the training attack's image, the positive a clean image of its class, the negative the clean image
     of another class that a fresh pool of `pool` images holds nearest to the anchor (`negative: random` is TLA-RN).
@@ -57,6 +60,8 @@ class TripletAdversarial(Objective):
         positive: Literal["other", "own", "both"] = "other",
         negative: Literal["hard", "random", "queue"] = "hard",
         share_pool: bool = True,
+        base: Literal["at", "trades"] = "at",
+        beta: NonNegative = 6.0,
         norm: Literal["l2", "squared_mean"] = "l2",
         switch_anchor: bool = False,
         metric_loss: Annotated[str, AfterValidator(_offered)] = "triplet",
@@ -65,6 +70,9 @@ class TripletAdversarial(Objective):
         super().__init__(setting)
         self.lambda1, self.margin, self.lambda2 = lambda1, margin, lambda2
         self.positive, self.negative, self.norm, self.switch_anchor = positive, negative, norm, switch_anchor
+        self.base, self.beta = base, beta
+        if base == "trades":
+            self.attack_options = ASCENDS
         if pool > len(setting.data.labels):
             raise TrlError(f"pool is {pool}, more than the {len(setting.data.labels)} training images")
         self.pool = ShuffledStream(len(setting.data.labels), pool, derive_seed(setting.seed, "pool"))
@@ -81,19 +89,28 @@ class TripletAdversarial(Objective):
                 self.metric_loss = library_loss(metric_loss, metric_options, setting.data.classes, setting.embedding)
 
     def forward(self, model: nn.Module, batch: Batch) -> Terms:
-        """Terms: loss, ce, accuracy (on adversarial images), triplet, norm, active, positive_ and negative_distance."""
+        """Terms: loss, those of the base, triplet, norm, active, positive_ and negative_distance.
+
+        The base's are ce and accuracy on adversarial images; for `trades` on clean ones, and divergence.
+        """
         x_adv = batch.attack(model, batch.x, batch.y)
+        also = [batch.x] if self.base == "trades" else []
         features: Any = model.features
         head: Any = model.head
         if self.negative == "queue":
-            groups = [x_adv, *self._positives(batch)]
-            adversarial, *positives = map(at_least_fp32, forward_groups(model, features, groups))
+            groups = [x_adv, *also, *self._positives(batch)]
+            adversarial, *others = map(at_least_fp32, forward_groups(model, features, groups))
+            natural, positives = others[: len(also)], others[len(also) :]
             negative, y_negative, found = self._from_queue(adversarial, positives, batch.y)
         else:
             x_negative, y_negative, found = self._negatives(model, x_adv, batch)
-            groups = [x_adv, x_negative, *self._positives(batch)]
-            adversarial, negative, *positives = map(at_least_fp32, forward_groups(model, features, groups))
-        terms = classification(head(adversarial), batch.y, self.setting.label_smoothing)
+            groups = [x_adv, x_negative, *also, *self._positives(batch)]
+            adversarial, negative, *others = map(at_least_fp32, forward_groups(model, features, groups))
+            natural, positives = others[: len(also)], others[len(also) :]
+        if natural:
+            terms = traded(head(natural[0]), head(adversarial), batch.y, self.setting.label_smoothing, self.beta)
+        else:
+            terms = classification(head(adversarial), batch.y, self.setting.label_smoothing)
         total = torch.zeros_like(terms["loss"])
         figures: dict[str, list[Tensor]] = {}
         for clean in positives:

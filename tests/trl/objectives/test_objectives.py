@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from tests.helpers import naive
 from tests.helpers.tiny_training import ATTACK, EMBEDDING, THREAT, images, model, setting
+from trl.attacks import build_attack
 from trl.common.errors import TrlError
 from trl.common.seeds import derive_seed
 from trl.data import ShuffledStream, TrainingData
@@ -53,6 +54,9 @@ def naive_tla(net: Any, used: Setting, b: Batch, options: dict[str, Any]) -> Ten
         positives.append(used.data.take(used.data.same_class(b.indices))[0])
     adversarial, negative = net.features(x_adv), net.features(x_negative)
     loss = cross_entropy(net.head(adversarial), b.y)
+    if o.get("base") == "trades":
+        p, q = net(b.x).softmax(1), net(x_adv).softmax(1)
+        loss = cross_entropy(net(b.x), b.y) + o["beta"] * (p * (p / q).log()).sum() / len(b.y)
     for x_positive in positives:
         clean = net.features(x_positive)
         anchor, positive = (clean, adversarial) if o.get("switch_anchor") else (adversarial, clean)
@@ -79,6 +83,8 @@ def naive_tla(net: Any, used: Setting, b: Batch, options: dict[str, Any]) -> Ten
         {"lambda1": 0.0},
         {"margin": 0.0},
         {"pool": 2, "margin": 1.0},
+        {"base": "trades", "beta": 3.0, "margin": 0.5},
+        {"base": "trades", "beta": 0.5, "positive": "both", "switch_anchor": True},
     ],
     ids=str,
 )
@@ -97,6 +103,21 @@ def test_tla_equals_the_papers_formula_sample_by_sample(options: dict[str, Any])
         ours_g, theirs_g = (torch.autograd.grad(loss, parameters, allow_unused=True) for loss in (ours, theirs))
         for a, c in zip(ours_g, theirs_g, strict=True):
             torch.testing.assert_close(a, c, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"negative": "queue"}], ids=str)
+def test_without_a_triplet_tla_on_trades_is_trades(options: dict[str, Any]) -> None:
+    used, net = setting(), model()
+    tla: Any = build_objective("tla", used, pool=12, lambda1=0, lambda2=0, base="trades", beta=2.0, **options)
+    trades: Any = build_objective("trades", used, beta=2.0)
+    assert tla.attack_options == trades.attack_options
+    b = dataclasses.replace(batch(used), attack=build_attack("pgd", THREAT, steps=2, **trades.attack_options))
+    terms = []
+    for objective in (tla, trades):
+        torch.manual_seed(1)
+        terms.append(objective(net, b))
+    for name, value in terms[1].items():
+        torch.testing.assert_close(terms[0][name], value, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("options", [{}, {"positive": "both"}, {"switch_anchor": True}], ids=str)
