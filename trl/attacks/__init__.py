@@ -15,10 +15,12 @@ from trl.attacks.build import build_attack, build_attack_at
 from trl.attacks.criterion import Both, Criterion, Misclassified, Targeted, Undetected
 from trl.attacks.cw_l2 import cw_l2
 from trl.attacks.deepfool import deepfool
+from trl.attacks.domains import FoolsAll, SideBySide, Transformed
 from trl.attacks.eot import EoT
 from trl.attacks.fab import fab, fab_t
 from trl.attacks.fgsm import fgsm
 from trl.attacks.mim import mim
+from trl.attacks.minmax import Found, minmax, universal, weighted_minmax
 from trl.attacks.pgd import bim, cw, pgd  # not lazily: `trl.attacks.pgd` must be the function, not its module
 from trl.attacks.registry import ATTACKS
 from trl.attacks.square import square
@@ -29,8 +31,12 @@ __all__ = [
     "Both",
     "Criterion",
     "EoT",
+    "FoolsAll",
+    "Found",
     "Misclassified",
+    "SideBySide",
     "Targeted",
+    "Transformed",
     "Undetected",
     "apgd",
     "apgd_t",
@@ -45,6 +51,9 @@ __all__ = [
     "fab_t",
     "fgsm",
     "mim",
+    "minmax",
     "pgd",
     "square",
+    "universal",
+    "weighted_minmax",
 ]
