@@ -10,6 +10,7 @@ from trl.results import (
     CertifyResult,
     DetectorFigures,
     DetectResult,
+    EnsembleResult,
     Epoch,
     TrainResult,
 )
@@ -59,6 +60,18 @@ def detect_metrics(result: DetectResult) -> dict[str, float]:
     for group in ("validation", "representation", "knn"):
         values |= {f"{group}/{figure}": value for figure, value in getattr(result, group)}
     return values
+
+
+def ensemble_metrics(name: str, result: EnsembleResult) -> dict[str, float]:
+    """ensemble.json: ensemble/<name>/…, means over the seeds."""
+    seeds, folder = list(result.seeds.values()), f"ensemble/{name}"
+    values = {f"{folder}/gain": [found.gain.value for found in seeds]}
+    for kind in ("clean", "minmax", "average"):
+        values[f"{folder}/{kind}"] = [getattr(found, kind).all.value for found in seeds]
+        for method in result.methods:
+            values[f"{folder}/{kind}/{method}"] = [getattr(found, kind).each[method].value for found in seeds]
+    values |= {f"{folder}/weight/{method}": [found.weights[method] for found in seeds] for method in result.methods}
+    return {figure: sum(found) / len(found) for figure, found in values.items()}
 
 
 def _deployed(detector: DetectorFigures) -> dict[str, float]:

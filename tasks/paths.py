@@ -26,6 +26,15 @@ class RecipePaths:
         return Path("metrics", f"{self.recipe}.csv")
 
     @property
+    def weights(self) -> Path:
+        """A file per trained model with its weights' SHA-256, for stages that need all models (stage train)."""
+        return Path("outputs", self.recipe, "weights")
+
+    def ensemble(self, name: str) -> Path:
+        """The result files of one ensemble (stage ensemble)."""
+        return self.metrics / "ensembles" / name
+
+    @property
     def report(self) -> Path:
         """The comparison page, and its figures (stage report)."""
         return Path("outputs", self.recipe, "report")

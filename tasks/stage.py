@@ -48,14 +48,15 @@ def run_stage(
     per_model: bool | Literal["optional"],
     arguments: list[str] | None = None,
     paths: Mapping[str, str] = MappingProxyType({}),
+    names: Mapping[str, str] = MappingProxyType({}),
     as_written: bool = False,
 ) -> int:
     """Parse the command line, read params.yaml and do `work`; the exit status. An error a user can mend is one line.
 
     `per_model`: the stage is one of a model, which --method and --seed name; if "optional", `work` gets those by name
-    besides, None where they are left out. `paths`: further required arguments and what they say in --help; `work` gets
-    them by name, after the stage. `as_written`: the stage computes nothing, so that options need no check (which needs
-    PyTorch).
+    besides, None where they are left out. `paths` and `names`: further required arguments, files and words, and what
+    they say in --help; `work` gets them by name, after the stage. `as_written`: the stage computes nothing, so that
+    options need no check (which needs PyTorch).
     """
     parser = argparse.ArgumentParser(description=sys.modules[work.__module__].__doc__)
     parser.add_argument("--recipe", help="a recipe of params.yaml (default: its `recipe`)")
@@ -67,8 +68,10 @@ def run_stage(
         parser.add_argument("--seed", type=int, default=0, help="the model's seed (default 0)")
     for path, text in paths.items():
         parser.add_argument(f"--{path}", type=Path, required=True, help=text)
+    for name, text in names.items():
+        parser.add_argument(f"--{name}", required=True, help=text)
     given = vars(parser.parse_args(arguments))
-    named = {path: given.pop(path) for path in paths}
+    named = {key: given.pop(key) for key in (*paths, *names)}
     atexit.register(gc.freeze)  # at the end nothing is looked through for garbage, for a second
     try:
         params = load_params(as_written=as_written)

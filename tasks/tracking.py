@@ -18,7 +18,14 @@ from urllib.parse import quote, urlencode
 
 import yaml
 
-from tasks.metrics import attack_metrics, certify_metrics, detect_metrics, epoch_metrics, train_metrics
+from tasks.metrics import (
+    attack_metrics,
+    certify_metrics,
+    detect_metrics,
+    ensemble_metrics,
+    epoch_metrics,
+    train_metrics,
+)
 from tasks.stage import Stage
 from tasks.store import client_and_experiment
 from trl.common.errors import TrlError
@@ -173,12 +180,13 @@ def record_pipeline(stage: Stage) -> bool:
             errors.append(error)
     if errors:
         raise errors[0]
-    results = collect(folder, params.methods, params.seeds, models)
+    results = collect(folder, params.methods, params.seeds, models, params.ensembles)
     with _forgiving():
         from mlflow.tracking.context.registry import resolve_tags
 
         client, experiment = client_and_experiment(stage)
         folders = [child.model_paths.metrics for child in stages]
+        folders += [stage.paths.ensemble(name) for name in params.ensembles]
         content = _digest(*(file for folder in folders for file in sorted(folder.iterdir())))
         found = _search(client, experiment, PIPELINE, content)
         if found:
@@ -192,6 +200,8 @@ def record_pipeline(stage: Stage) -> bool:
             client.log_dict(parent, params.model_dump(mode="json")["recipes"][stage.recipe_name], "recipe.yaml")
             client.log_param(parent, "methods", ", ".join(params.methods))
             client.log_param(parent, "seeds", ", ".join(map(str, params.seeds)))
+            for ensemble, together in results.ensembles.items():
+                client.log_batch(parent, metrics=_points(ensemble_metrics(ensemble, together)))
             client.set_terminated(parent, "FINISHED")
         for run_id in filter(None, runs):
             client.set_tag(run_id, "mlflow.parentRunId", parent)

@@ -25,6 +25,7 @@ def train_on(stage: Stage, device: str) -> None:
 
     from trl.attacks import build_attack, build_attack_at
     from trl.common.errors import TrlError
+    from trl.common.files import write_atomic
     from trl.common.progress import say
     from trl.common.seeds import derive_seed
     from trl.data import TrainingData, load_splits
@@ -98,6 +99,7 @@ def train_on(stage: Stage, device: str) -> None:
         device=torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu",
         weights=weights,
     ).write(paths.metrics)
+    write_atomic(stage.paths.weights / f"{stage.method}-{stage.seed}.sha256", f"{weights}\n".encode())
     checkpoint.remove()
     run.end(weights)
     say(

@@ -142,6 +142,21 @@ class Evaluation(Section):
     curve: Curve
 
 
+class Ensemble(Section):
+    """The models of `methods` attacked together: images that fool all of them at once, by min-max and by averaging.
+
+    On the first `samples` test images (all if null), with the options of `trl.attacks.weighted_minmax`.
+    """
+
+    methods: Annotated[tuple[str, ...], Field(min_length=2)]
+    samples: Count | None = None
+    batch_size: Count = 500
+    steps: Count = 40
+    step_size: Positive | None = None
+    weight_step: Positive = 1 / 50
+    gamma: NonNegative = 4.0
+
+
 class Adaptive(Section):
     """Attacks on classifier and detector at once, on the first `samples` images (all if null)."""
 
@@ -224,6 +239,8 @@ class Recipe(Section):
         """The model that `method` trains: its own, or else the recipe's."""
         return self.methods[method].model or self.model
 
+    ensembles: dict[str, Ensemble] = Field(default_factory=dict)
+
     def train_of(self, method: str) -> Train:
         """How `method` is trained."""
         own = self.methods[method].weight_perturbation
@@ -246,12 +263,13 @@ class Deploy(Section):
 
 
 class Params(Section):
-    """All of params.yaml."""
+    """All of params.yaml. `methods`, `seeds` and `ensembles` choose what runs of what the recipe defines."""
 
     recipe: str
     methods: Annotated[tuple[str, ...], Field(min_length=1)]
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
     certify: tuple[str, ...] = ()
+    ensembles: tuple[str, ...] = ()
     deploy: Deploy = Deploy()
     recipes: dict[str, Recipe]
 
@@ -271,7 +289,17 @@ class Params(Section):
                 raise refuse(f"{method!r} is not among methods ({', '.join(self.methods)})", ("certify",))
         if self.certify and self.selected.certify is None:
             raise refuse(f"recipes.{self.recipe} has no section certify: add one, or set certify to []", ("certify",))
-        for key, values in (("methods", self.methods), ("seeds", self.seeds), ("certify", self.certify)):
+        for ensemble in self.ensembles:
+            defined = self.selected.ensembles
+            if ensemble not in defined:
+                has = ", ".join(defined) or "none"
+                raise refuse(
+                    f"unknown ensemble {ensemble!r}; recipes.{self.recipe}.ensembles has {has}", ("ensembles",)
+                )
+            if missing := [name for name in defined[ensemble].methods if name not in self.methods]:
+                raise refuse(f"{ensemble!r} needs {', '.join(missing)} in `methods`, too", ("ensembles",))
+        lists = {"methods": self.methods, "seeds": self.seeds, "certify": self.certify, "ensembles": self.ensembles}
+        for key, values in lists.items():
             if len(set(values)) < len(values):
                 raise refuse(f"contains a value twice: {list(values)}", (key,))
         return self

@@ -82,6 +82,20 @@ def write_certificates(folder: Path, methods: Sequence[str], seeds: Sequence[int
     return folder
 
 
+def write_ensemble(folder: Path, name: str, methods: Sequence[str] = ("um", "at", "tla"), seeds: Any = (0,)) -> None:
+    """The files of an ensemble of these methods, beside those of `write_metrics`."""
+    found = {}
+    for seed in seeds:
+        shares = {"clean": 0.01, "average": 0.2 + 0.01 * seed, "minmax": 0.26}
+        fooled = {k: {"all": figure(s), "each": {m: figure(s + 0.03) for m in methods}} for k, s in shares.items()}
+        weights = {method: 1 / len(methods) for method in methods}
+        gain = {"value": 0.06 - 0.01 * seed, "low": 0.03, "high": 0.08}
+        found[seed] = {"n": SAMPLES, **fooled, "weights": weights, "gain": gain}
+    (folder / "ensembles" / name).mkdir(parents=True)
+    content = {"epsilon": EPSILON, "methods": list(methods), "seeds": found}
+    write_json(folder / "ensembles" / name / "ensemble.json", content)
+
+
 def write_training(path: Path, kind: str, clean: float, robust: float, rng: np.random.Generator) -> int:
     epochs, rows = 40, []
     for epoch in range(1, epochs + 1):

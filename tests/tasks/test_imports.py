@@ -14,7 +14,7 @@ from tasks.stage import run_stage
 from tests.helpers.synthetic_results import write_model
 
 ROOT = Path(__file__).parents[2]
-STAGES = ("prepare", "train", "attack", "detect", "report", "record", "deploy", "export")
+STAGES = ("prepare", "train", "attack", "detect", "ensemble", "report", "record", "deploy", "export")
 LIBRARIES = ("torch", "torchvision", "mlflow", "matplotlib", "prefect", "dvc", "sklearn", "scipy", "pandas")
 PROBE = """
 import runpy, sys

@@ -92,7 +92,7 @@ def change(raw: Any, path: str, value: Any) -> Any:
         ("methods", ["um", "um"], "methods: contains a value twice"),
         ("seeds", [-1], "seeds.0: should be greater than or equal to 0, not -1"),
         ("seeds", [], "seeds: "),
-        ("recepies", {}, "recepies: unknown key; allowed: recipe, methods, seeds, certify, deploy, recipes"),
+        ("recepies", {}, "recepies: unknown key; allowed: recipe, methods, seeds, certify, ensembles, deploy"),
         ("recipes.digits.threat.epsilon", -0.1, "recipes.digits.threat.epsilon: should be greater than or equal to 0"),
         ("recipes.digits.threat.epsilon", "8/0", "recipes.digits.threat.epsilon: should be a valid number"),
         ("recipes.digits.threat.norm", "l0", "recipes.digits.threat.norm: should be 'linf', 'l2' or 'l1', not 'l0'"),

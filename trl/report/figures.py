@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from trl.report.table import Cell, comparison, detectors, show_epsilon
+from trl.report.together import ensemble_shares
 from trl.results import ADAPTIVE, ModelResults, Results, ScoreBin
 
 if TYPE_CHECKING:
@@ -300,6 +301,7 @@ FIGURES: Mapping[str, Callable[[Results], Figure | None]] = {
     "scores": score_histograms,
     "detection_vs_epsilon": detection_vs_epsilon,
     "detectors": detector_aucs,
+    "ensembles": ensemble_shares,
     "training_curves": training_curves,
     "triplet": triplet_terms,
     "tsne": tsne_maps,

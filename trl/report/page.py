@@ -68,6 +68,12 @@ TEXTS = {
         "What an attacker who knows the detector takes from it: the longer the bar, the less its static AUC was worth;"
         " the dotted line is guessing, whiskers show {band}.",
     ),
+    "ensembles": (
+        "Several models at once",
+        "Bar chart of the share of images that fool all models and each of them, by strategy of the attack",
+        "Images misclassified without attack, by the attack on the average of the models, and by min-max, which weighs"
+        " the models for each image; the weights below the names are means over the images{std}.",
+    ),
     "training_curves": (
         "Training",
         "Line charts of training loss and of validation accuracy without and under attack, per epoch",

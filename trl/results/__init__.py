@@ -20,6 +20,7 @@ from trl.results.detect import (
     TsnePoint,
     Validation,
 )
+from trl.results.ensemble import Difference, EnsembleResult, Fooled, Together
 from trl.results.load import ModelResults, Results, collect, load_model_results, load_results
 from trl.results.train import Epoch, TrainResult
 
@@ -34,10 +35,13 @@ __all__ = [
     "DetectResult",
     "DetectionPoint",
     "DetectorFigures",
+    "Difference",
     "Document",
+    "EnsembleResult",
     "Epoch",
     "Figure",
     "Figures",
+    "Fooled",
     "ModelResults",
     "Neighbours",
     "Passes",
@@ -49,6 +53,7 @@ __all__ = [
     "ScoreBin",
     "Subset",
     "Subsets",
+    "Together",
     "TrainResult",
     "TsnePoint",
     "Validation",

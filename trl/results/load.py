@@ -1,7 +1,7 @@
 """All that a pipeline run found, read and checked: one folder of result files per trained model."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ from trl.results.attack import WORST, AttackResult, CurvePoint
 from trl.results.base import Document, Row, broken
 from trl.results.certify import CertifiedPoint, CertifyResult
 from trl.results.detect import DetectionPoint, DetectResult, RocPoint, ScoreBin, TsnePoint
+from trl.results.ensemble import EnsembleResult
 from trl.results.train import Epoch, TrainResult
 
 
@@ -46,11 +47,12 @@ class ModelResults:
 
 @dataclass(frozen=True)
 class Results:
-    """The results of all methods and seeds of one recipe, in the order in which they were asked for."""
+    """The results of all methods, seeds and ensembles of one recipe, in the order in which they were asked for."""
 
     methods: tuple[str, ...]
     seeds: tuple[int, ...]
     models: tuple[ModelResults, ...]
+    ensembles: Mapping[str, EnsembleResult] = field(default_factory=dict)
 
     def of(self, method: str) -> list[ModelResults]:
         """The models of `method`, one per seed."""
@@ -84,9 +86,15 @@ class Results:
 
 
 def load_results(
-    metrics_folder: Path, methods: Sequence[str], seeds: Sequence[int], certified: Sequence[str] = ()
+    metrics_folder: Path,
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    certified: Sequence[str] = (),
+    ensembles: Sequence[str] = (),
 ) -> Results:
-    """Read `<metrics_folder>/<method>-<seed>/…` for every method and seed; the folder is that of one recipe.
+    """Read `<metrics_folder>/<method>-<seed>/…` for every method and seed, and `ensembles/<name>/…` for every ensemble.
+
+    The folder is that of one recipe.
 
     Certificates are read for the methods `certified` alone: a file of any other is left over from an earlier run.
     TrlError names a file that is missing, broken, or measured with other attacks or another epsilon than the rest.
@@ -94,13 +102,20 @@ def load_results(
     models = [
         load_model_results(metrics_folder, method, seed, method in certified) for method in methods for seed in seeds
     ]
-    return collect(metrics_folder, methods, seeds, models)
+    return collect(metrics_folder, methods, seeds, models, ensembles)
 
 
 def collect(
-    metrics_folder: Path, methods: Sequence[str], seeds: Sequence[int], models: Sequence[ModelResults]
+    metrics_folder: Path,
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    models: Sequence[ModelResults],
+    ensembles: Sequence[str] = (),
 ) -> Results:
-    """The results of models that were read already; TrlError names a file that was measured in another way."""
+    """The results of models that were read already, with those of the ensembles, which are read.
+
+    TrlError names a file that is missing, broken or was measured in another way.
+    """
     first: dict[type[Document] | type[Row], tuple[ModelResults, Any]] = {}
     for model in models:
         for kind, setting in _settings(model).items():
@@ -109,7 +124,13 @@ def collect(
                 path, other = (_folder(metrics_folder, m.method, m.seed) / kind.file for m in (model, earlier))
                 why = f"measured in another way than {other} (attacks, epsilon, detector or smoothing)"
                 raise broken(path, why, kind.stage)
-    return Results(tuple(methods), tuple(seeds), tuple(models))
+    together = {}
+    for name in ensembles:
+        folder = Path(metrics_folder) / "ensembles" / name
+        together[name] = EnsembleResult.read(folder)
+        if set(together[name].seeds) != set(seeds):
+            raise broken(folder / EnsembleResult.file, "measured for other seeds", EnsembleResult.stage)
+    return Results(tuple(methods), tuple(seeds), tuple(models), together)
 
 
 def load_model_results(metrics_folder: Path, method: str, seed: int, certified: bool = False) -> ModelResults:

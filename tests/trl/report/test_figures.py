@@ -6,7 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.helpers.synthetic_results import EPSILON, METHODS, SAMPLES, write_certificates, write_metrics
+from tests.helpers.synthetic_results import (
+    EPSILON,
+    METHODS,
+    SAMPLES,
+    write_certificates,
+    write_ensemble,
+    write_metrics,
+)
 from trl.report import figures, load_results
 from trl.results import Results
 
@@ -24,7 +31,9 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> Results:
 @pytest.fixture(scope="module")
 def drawn(one: Results) -> dict:
     """Every figure of one seed, by name."""
-    return {name: draw(one) for name, draw in figures.FIGURES.items()}
+    found = {name: draw(one) for name, draw in figures.FIGURES.items()}
+    assert [name for name, figure in found.items() if figure is None] == ["ensembles"]  # none was asked for
+    return {name: figure for name, figure in found.items() if figure}
 
 
 def legend(figure) -> dict[str, str]:
@@ -243,3 +252,19 @@ trl.report.figures.attack_accuracies(results).savefig(Path({str(tmp_path)!r}, "a
 assert "matplotlib" in sys.modules and "matplotlib.pyplot" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3])
+
+
+def test_models_attacked_together_have_bars_of_what_fools_all_and_each(tmp_path: Path) -> None:
+    folder = write_metrics(tmp_path, seeds=(0, 1))
+    write_ensemble(folder, "two", ("um", "tla"), (0, 1))
+    results = load_results(folder, METHODS, (0, 1), ["two"])
+    figure = figures.FIGURES["ensembles"](results)
+    assert figure is not None
+    [axes] = figure.axes
+    heights = [bar.get_height() for bar in axes.patches]  # clean, average and minmax, each for all, um and tla
+    assert heights == pytest.approx([1, 4, 4, 20.5, 23.5, 23.5, 26, 29, 29])
+    assert [label.get_text() for label in axes.get_xticklabels()] == [
+        "all models",
+        "um\nweight 0.50",
+        "tla\nweight 0.50",
+    ]

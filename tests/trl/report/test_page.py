@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.helpers.synthetic_results import METHODS, write_certificates, write_metrics
+from tests.helpers.synthetic_results import METHODS, write_certificates, write_ensemble, write_metrics
+from trl.common.errors import TrlError
 from trl.report import load_results, write_report
 from trl.report.table import certificates, comparison, detection, detectors
 
@@ -169,3 +170,24 @@ def test_warnings_and_the_parts_of_an_ensemble_are_shown(case) -> None:
     assert "autoattack, part by part" in text
     for model in results.models:
         assert f"{100 * model.attack.stages['autoattack']['square'].accuracy:.1f}" in text
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1, 2)], ids=["one seed", "three seeds"])
+def test_models_attacked_together_have_a_section_and_a_figure(tmp_path: Path, seeds: tuple[int, ...]) -> None:
+    folder = write_metrics(tmp_path / "metrics", seeds=seeds)
+    write_ensemble(folder, "um_at_tla", seeds=seeds)
+    results = load_results(folder, METHODS, seeds, ["um_at_tla"])
+    page = Page(write_report(results, "digits-quick", PARAMETERS, tmp_path / "report"))
+    assert "Attacked together: um, at, tla" in page.text("h2")
+    assert [figure["id"] for figure in page.of("figure")] == [*FIGURES[:6], "ensembles", *FIGURES[6:]]
+    assert "min-max fools all models on +6.0 points more" in page.text("li")
+    assert (tmp_path / "report" / "ensembles.png").stat().st_size > 10_000
+
+
+def test_an_ensemble_of_other_seeds_or_a_missing_one_is_named(tmp_path: Path) -> None:
+    folder = write_metrics(tmp_path, seeds=(0, 1))
+    write_ensemble(folder, "two")
+    with pytest.raises(TrlError, match=r"two/ensemble.json: measured for other seeds; run the ensemble stage"):
+        load_results(folder, METHODS, (0, 1), ["two"])
+    with pytest.raises(TrlError, match=r"three/ensemble.json: .*run the ensemble stage"):
+        load_results(folder, METHODS, (0,), ["three"])
