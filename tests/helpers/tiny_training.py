@@ -12,6 +12,8 @@ from trl.objectives.base import Setting
 from trl.threat import Linf
 
 THREAT = Linf(0.1)
+# of several norms, for the objective minmax
+THREATS = {"linf": {"norm": "linf", "epsilon": 0.1}, "l2": {"norm": "l2", "epsilon": 0.3, "steps": 3}}
 EMBEDDING = 16  # of the MLP below
 ATTACK = build_attack("pgd", THREAT, steps=2)
 attack_at = partial(build_attack_at, name="pgd", threat=THREAT, steps=2, step_size=0.08)

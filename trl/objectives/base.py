@@ -36,13 +36,19 @@ class Setting:
 
 @dataclass(frozen=True)
 class Batch:
-    """One step: clean images [n,c,h,w] in [0, 1], their labels [n] and indices in the data, and the step's attack."""
+    """One step: clean images [n,c,h,w] in [0, 1], their labels [n] and indices in the data, and the step's attack.
+
+    For objectives that make attacks themselves: `warmup` is the share of their epsilon that training has reached, and
+    what they run is `once(attack)`, whose result is kept if the loss of the batch is computed again.
+    """
 
     x: Tensor
     y: Tensor
     indices: Tensor
     step: int
     attack: Attack
+    warmup: float = 1.0
+    once: Callable[[Attack], Attack] = lambda attack: attack
 
 
 class Objective(nn.Module):

@@ -11,6 +11,7 @@ OBJECTIVES = Registry(
         "smoothing": "trl.objectives.smoothing:Smoothing",
         "trades": "trl.objectives.trades:Trades",
         "mart": "trl.objectives.mart:Mart",
+        "minmax": "trl.objectives.minmax:MinMax",
         "tla": "trl.objectives.tla:TripletAdversarial",
     },
 )

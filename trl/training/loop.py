@@ -96,8 +96,9 @@ def train(
             indices = processes.rows(stream.indices(run.step))
             x, y = setting.data.take(indices)
             setting.data.ahead(processes.rows(stream.indices(run.step + 1)))
-            epsilon = setting.threat.epsilon * warmed_up(epoch, config.epsilon_warmup_epochs)
-            batch = Batch(x, y, indices, run.step, attack_at(epsilon, **objective.attack_options))
+            warmup = warmed_up(epoch, config.epsilon_warmup_epochs)
+            attack = attack_at(setting.threat.epsilon * warmup, **objective.attack_options)
+            batch = Batch(x, y, indices, run.step, attack, warmup)
             run.update(batch, step_seed(setting, run.step), gamma_at(epoch, config.weight_perturbation))
             run.seconds += time.monotonic() - started
             end_of_epoch = run.step % stream.per_epoch == 0

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from trl.attacks import Attack
 from trl.common.seeds import derive_seed
 from trl.objectives.base import Batch
 
@@ -51,13 +52,13 @@ def kept_buffers(module: nn.Module) -> Iterator[None]:
 
 
 class Repeatable:
-    """A `batch` whose loss can be computed again, for the attack's same images and with the same random draws."""
+    """A `batch` whose loss can be computed again, for the attacks' same images and with the same random draws."""
 
     def __init__(self, batch: Batch, seed: int) -> None:
-        self._attack, self._seed = batch.attack, seed
-        self._found: list[Tensor] = []  # by call of the attack
+        self._seed = seed
+        self._found: list[Tensor] = []  # by call of an attack
         self._calls = 0
-        self._batch = replace(batch, attack=self._remembered)
+        self._batch = replace(batch, attack=self._remembered(batch.attack), once=self._remembered)
 
     def again(self) -> Batch:
         """The batch, for one computation of its loss; seeds torch's generators."""
@@ -65,10 +66,13 @@ class Repeatable:
         torch.manual_seed(self._seed)
         return self._batch
 
-    def _remembered(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        if self._calls == len(self._found):
-            self._found.append(self._attack(model, x, y))
-        x_adv = self._found[self._calls]
-        self._calls += 1
-        torch.manual_seed(derive_seed(self._seed, self._calls))  # the attack, which runs only once, has drawn
-        return x_adv
+    def _remembered(self, attack: Attack) -> Attack:
+        def run(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+            if self._calls == len(self._found):
+                self._found.append(attack(model, x, y))
+            x_adv = self._found[self._calls]
+            self._calls += 1
+            torch.manual_seed(derive_seed(self._seed, self._calls))  # the attack, which runs only once, has drawn
+            return x_adv
+
+        return run

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from tests.helpers import naive
-from tests.helpers.tiny_training import ATTACK, EMBEDDING, THREAT, images, model, setting
+from tests.helpers.tiny_training import ATTACK, EMBEDDING, THREAT, THREATS, images, model, setting
 from trl.attacks import build_attack
 from trl.common.errors import TrlError
 from trl.common.seeds import derive_seed
@@ -160,10 +160,13 @@ def run(name: str, used: Setting, net: Any, **options: Any) -> dict[str, Tensor]
     return build_objective(name, used, **options)(net, batch(used))
 
 
+NEEDED: dict[str, dict[str, Any]] = {"tla": {"pool": 12}, "minmax": {"threats": THREATS}}
+
+
 @pytest.mark.parametrize("name", OBJECTIVES.names())
 def test_every_objective_returns_finite_scalars_and_trains_every_weight(name: str) -> None:
     used, net = setting(), model()
-    terms = run(name, used, net, **({"pool": 12} if name == "tla" else {}))
+    terms = run(name, used, net, **NEEDED.get(name, {}))
     assert {"loss", "ce", "accuracy"} <= terms.keys()
     assert all(value.ndim == 0 and value.isfinite() for value in terms.values())
     terms["loss"].backward()

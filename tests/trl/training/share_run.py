@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from tests.helpers.tiny_training import THREAT, config, images, model
+from tests.helpers.tiny_training import THREAT, THREATS, config, images, model
 from trl.attacks import build_attack, build_attack_at
 from trl.data import ImageSet, TrainingData
 from trl.objectives import build_objective
@@ -44,6 +44,7 @@ DRAWN: dict[str, Case] = {
     "proxies": ("mlp", "tla", {"pool": 12, "metric_loss": "ProxyAnchorLoss"}, {}),
     "pursuit": ("deep_pursuit", "at", {}, {"ema": 0.9}),
     "trades": ("mlp", "trades", {"beta": 1.0}, {}),
+    "minmax": ("mlp", "minmax", {"threats": THREATS}, {}),
     "awp": ("mlp", "tla", {"pool": 13, "positive": "both"}, {"weight_perturbation": {"gamma": 0.02}}),
 }
 RESUMED = ("tla queue", "proxies", "pursuit", "awp")

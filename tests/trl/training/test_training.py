@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.helpers.tiny_training import ATTACK, EMBEDDING, attack_at, config, images, model, setting
+from tests.helpers.tiny_training import ATTACK, EMBEDDING, THREATS, attack_at, config, images, model, setting
 from trl.common.errors import TrlError
 from trl.config import Optimizer, Schedule
 from trl.objectives import build_objective
@@ -140,9 +140,9 @@ def test_another_seed_is_another_run() -> None:
     assert not same(other, fit("at")[0])
 
 
-@pytest.mark.parametrize("name", ["natural", "at", "alp", "trades", "mart", "tla"])
+@pytest.mark.parametrize("name", ["natural", "at", "alp", "trades", "mart", "minmax", "tla"])
 def test_training_learns(name: str) -> None:
-    outcome, rows = fit(name, epochs=12)
+    outcome, rows = fit(name, options={"threats": THREATS} if name == "minmax" else {}, epochs=12)
     assert rows[-1]["loss"] < rows[0]["loss"]
     assert outcome.best["val_clean"] > 0.9
     assert [row["epoch"] for row in rows] == list(range(1, 13))

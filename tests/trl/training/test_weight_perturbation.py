@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.helpers.tiny_training import ATTACK, THREAT, attack_at, config, images, model, setting
+from tests.helpers.tiny_training import ATTACK, THREAT, THREATS, attack_at, config, images, model, setting
 from trl.attacks import build_attack
 from trl.data import TrainingData
 from trl.nn.parallel import Processes
@@ -81,6 +81,19 @@ def test_the_attack_runs_once_and_all_draws_are_repeated(name: str) -> None:
     step(model(), objective, batch(used, counted), 1e-12)  # weights that hardly move
     assert calls == [1]
     assert len(seen) == 2
+    for term, value in seen[0].items():
+        assert float(value.detach()) == pytest.approx(float(seen[1][term].detach()), rel=1e-5, abs=1e-6), term
+
+
+def test_attacks_that_an_objective_makes_run_once_too() -> None:
+    used = setting()
+    objective = build_objective("minmax", used, threats=THREATS)
+    seen: list[dict[str, Tensor]] = []
+    objective.register_forward_hook(lambda *a: seen.append(a[-1]))
+    net, passes = model(), [0]
+    net.register_forward_pre_hook(lambda *_: passes.__setitem__(0, passes[0] + 1))
+    step(net, objective, batch(used), 1e-12)
+    assert passes == [10 + 3 + 2]  # gradients of the attacks, and two passes of the loss
     for term, value in seen[0].items():
         assert float(value.detach()) == pytest.approx(float(seen[1][term].detach()), rel=1e-5, abs=1e-6), term
 
