@@ -47,7 +47,7 @@ def pgd(
     """
     check_criterion(criterion)
     check_positive(steps=steps, step_size=step_size, restarts=restarts)
-    viewed = criterion.view(model)
+    fixed, viewed = None if loss == "kl" else get_loss(loss), criterion.view(model)
     if loss == "kl" and isinstance(criterion, Targeted):
         raise TrlError("loss kl leads away from the prediction at x, towards no target: use loss ce, cw or dlr")
     if restarts > 1 and not random_start and loss != "kl":
@@ -55,7 +55,7 @@ def pgd(
     step = 2.5 * threat.epsilon / steps if step_size is None else step_size
 
     def loss_around(x: Tensor) -> Loss:
-        return criterion.loss(divergence_from(logits_of(viewed, x, classes)) if loss == "kl" else get_loss(loss))
+        return criterion.loss(fixed or divergence_from(logits_of(viewed, x, classes)))
 
     def run(x: Tensor, y: Tensor) -> Tensor:
         project, x_adv, ascended = threat.projection(x), x, loss_around(x)
