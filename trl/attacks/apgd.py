@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from trl.attacks.base import ascent, check_positive, judge
 from trl.attacks.criterion import MISCLASSIFIED, Criterion, Targeted, check_criterion
+from trl.attacks.domains import FoolsAll
 from trl.attacks.losses import Loss, cross_entropy, get_loss
 from trl.attacks.restarts import Kept
 from trl.common.errors import TrlError
@@ -85,6 +86,8 @@ def apgd_t(
     check_positive(steps=steps, targets=targets)
     if isinstance(criterion, Targeted):
         raise TrlError("apgd_t picks its own target classes; use apgd with Targeted() to reach a given class")
+    if isinstance(criterion, FoolsAll):
+        raise TrlError("apgd_t picks target classes of one model; use apgd or minmax with FoolsAll")
     with frozen(model):
         x, y, classes = check_input(x, y)
         if len(x) == 0:

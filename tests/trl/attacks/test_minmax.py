@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from trl.attacks import EoT, FoolsAll, SideBySide, Transformed, apgd, minmax, pgd, square, universal
+from trl.attacks import EoT, FoolsAll, SideBySide, Transformed, apgd, apgd_t, minmax, pgd, square, universal
 from trl.attacks.minmax import next_weights, project_simplex, projection, weighted_minmax
 from trl.common.errors import TrlError
 from trl.evaluation import evaluate
@@ -249,6 +249,10 @@ def test_other_attacks_run_on_all_models_too(attack: Any) -> None:
         (lambda: minmax(against(), *one_image(), Linf(0.1), FoolsAll(2), steps=0), "steps must be above 0"),
         (lambda: minmax(network(0), *images(), Linf(0.1), FoolsAll(3)), r"FoolsAll\(3\) needs the logits of 3 models"),
         (lambda: SideBySide([network(0), network(1, 3)])(images()[0]), "the models have 4, 3 classes"),
+        (
+            lambda: apgd_t(SideBySide([network(0)] * 2), *images(), Linf(0.1), FoolsAll(2)),
+            "apgd_t picks target classes",
+        ),
         (lambda: universal(network(0), *images(), Linf(0.1), 1), "groups of at least two images, not 1"),
         (lambda: universal(network(0), *images(), Linf(0.1), 7), "40 images are no whole number of groups of 7"),
         (lambda: minmax(against(), *one_image(), Linf(0.1), FoolsAll(2), strategy="max"), "unknown strategy 'max'"),  # type: ignore[arg-type]
