@@ -16,6 +16,7 @@ from pathlib import Path
 
 from tasks.processes import count_of, wanted_processes
 from trl.common.errors import TrlError
+from trl.common.names import check_name
 
 DVC = [sys.executable, "-m", "dvc"]
 GRACE_SECONDS = 10.0  # time for an interrupted stage to write its checkpoint
@@ -39,7 +40,7 @@ def parse_dot(dot: str) -> dict[str, list[str]]:
     needs: dict[str, list[str]] = {}
     for names in re.findall(r'^"([^"]+)"(?: -> "([^"]+)")?;', dot, re.MULTILINE):
         for name in filter(None, names):
-            needs.setdefault(name, [])
+            needs.setdefault(check_stage(name), [])
         if names[1]:
             needs[names[1]].append(names[0])
     return {name: needs[name] for name in TopologicalSorter(needs).static_order()}
@@ -47,7 +48,14 @@ def parse_dot(dot: str) -> dict[str, list[str]]:
 
 def repro(stage: str) -> list[str]:
     """The command that brings one stage up to date; several can run in parallel."""
-    return [*DVC, "--wait-for-lock", "repro", "--single-item", stage]
+    return [*DVC, "--wait-for-lock", "repro", "--single-item", check_stage(stage)]
+
+
+def check_stage(stage: str) -> str:
+    """`stage`, if its parts, as in `train@digits-um-0`, are names; else TrlError: DVC puts them in shell commands."""
+    for part in stage.split("@"):
+        check_name(part, f"stage {stage!r}: its part")
+    return stage
 
 
 def is_hint(line: str) -> bool:

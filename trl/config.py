@@ -9,7 +9,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, mode
 from trl.common.errors import TrlError
 from trl.common.numbers import Count, Fraction, NonNegative, Positive, Real
 from trl.registry import explain, refuse
-from trl.spec import AS_WRITTEN, NAMED_BY_KEY, Section, Spec, SpecAndMore, spec_of
+from trl.spec import AS_WRITTEN, NAMED_BY_KEY, Name, Section, Spec, SpecAndMore, spec_of
 
 if TYPE_CHECKING:
     AttackSpec = Spec
@@ -19,7 +19,7 @@ else:
     AttackSpec = spec_of("trl.attacks:ATTACKS", former="attack")
     DetectorSpec = spec_of("trl.detectors:DETECTORS")
     ModelSpec = spec_of("trl.models:MODELS")
-Attacks = Annotated[dict[str, AttackSpec], NAMED_BY_KEY, Field(min_length=1)]
+Attacks = Annotated[dict[Name, AttackSpec], NAMED_BY_KEY, Field(min_length=1)]
 
 
 class Threat(Section):
@@ -179,8 +179,8 @@ class Detection(Section):
     of the recipe's threat.
     """
 
-    detectors: Annotated[dict[str, DetectorSpec], NAMED_BY_KEY, Field(min_length=1)]
-    detector: str
+    detectors: Annotated[dict[Name, DetectorSpec], NAMED_BY_KEY, Field(min_length=1)]
+    detector: Name
     false_alarms: Annotated[Real, Field(gt=0, lt=1)] = 0.01
     epsilon: NonNegative | None = None
     samples: Count | None = None
@@ -230,16 +230,15 @@ class Recipe(Section):
     model: ModelSpec
     threat: Threat
     train: Train
-    methods: Annotated[dict[str, Method], NAMED_BY_KEY, Field(min_length=1)]
+    methods: Annotated[dict[Name, Method], NAMED_BY_KEY, Field(min_length=1)]
     attack: Evaluation
     detect: Detection
     certify: Certify | None = None
+    ensembles: dict[Name, Ensemble] = Field(default_factory=dict)
 
     def model_of(self, method: str) -> Spec:
         """The model that `method` trains: its own, or else the recipe's."""
         return self.methods[method].model or self.model
-
-    ensembles: dict[str, Ensemble] = Field(default_factory=dict)
 
     def train_of(self, method: str) -> Train:
         """How `method` is trained."""
@@ -258,20 +257,20 @@ class Deploy(Section):
     classifier and detector together on natural images (`clean`) and under all attacks (`robust`).
     """
 
-    name: Annotated[str, Field(pattern=r"^[\w.-]+$")] = "trl-detector"
+    name: Name = "trl-detector"
     figure: Literal["auc", "adaptive_auc", "clean", "robust"] = "robust"
 
 
 class Params(Section):
     """All of params.yaml. `methods`, `seeds` and `ensembles` choose what runs of what the recipe defines."""
 
-    recipe: str
-    methods: Annotated[tuple[str, ...], Field(min_length=1)]
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
-    certify: tuple[str, ...] = ()
-    ensembles: tuple[str, ...] = ()
+    recipe: Name
+    methods: Annotated[tuple[Name, ...], Field(min_length=1)]
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, strict=True)], ...], Field(min_length=1)]  # DVC reads them itself
+    certify: tuple[Name, ...] = ()
+    ensembles: tuple[Name, ...] = ()
     deploy: Deploy = Deploy()
-    recipes: dict[str, Recipe]
+    recipes: dict[Name, Recipe]
 
     @model_validator(mode="after")
     def _consistent(self) -> "Params":

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from trl.common.errors import TrlError
+from trl.common.names import is_name
 
 REFUSED = "refused"
 
@@ -71,7 +72,10 @@ def explain(error: ValidationError, root: type[BaseModel]) -> str:
     """The first problem of a pydantic error as one line: `key.path: what is wrong`."""
     first = error.errors()[0]
     loc = [*first["loc"], *first.get("ctx", {}).get("loc", ())]
-    return "".join(f"{part}." for part in loc)[:-1] + (": " if loc else "") + _reason(first, root)
+    if loc[-1:] == ["[key]"]:  # the key itself is wrong, and the reason shows it
+        del loc[-2:]
+    path = ".".join(part if is_name(part) else repr(part) for part in map(str, loc))
+    return path + (": " if loc else "") + _reason(first, root)
 
 
 def _reason(error: ErrorDetails, root: type[BaseModel]) -> str:

@@ -15,9 +15,22 @@ from pydantic import (
 )
 
 from trl.common.errors import TrlError
+from trl.common.names import check_name
 from trl.registry import Registry, explain, refuse
 
 AS_WRITTEN = {"as written": True}  # validation context that leaves names and options unchecked
+
+
+def _checked_name(value: Any) -> str:
+    if not isinstance(value, str):
+        raise refuse(f"name {value!r} is not a string: put it in quotes")
+    try:
+        return check_name(value, "name")
+    except TrlError as error:
+        raise refuse(str(error)) from None
+
+
+Name = Annotated[str, BeforeValidator(_checked_name)]  # of a recipe, a method, an attack, …
 
 
 class Section(BaseModel):
@@ -53,7 +66,7 @@ def split_name(entry: str, value: Any, former: str | None = None) -> tuple[str, 
         raise refuse("is called `name` now", (former,))
     if not (isinstance(value, Mapping) and isinstance(value.get("name"), str)):
         raise refuse(f"needs `name:`, one of {', '.join(_registry(entry).names())}")
-    return value["name"], {key: option for key, option in value.items() if key != "name"}
+    return _checked_name(value["name"]), {key: option for key, option in value.items() if key != "name"}
 
 
 def check_spec(

@@ -156,3 +156,14 @@ def test_anchors_that_pyyaml_made_are_unshared_too() -> None:
     fresh = yaml.safe_load(text)
     assert all(after["recipes"][name] == fresh["recipes"][name] for name in others)
     assert after["recipes"]["digits"] == before["recipes"]["digits"]
+
+
+@pytest.mark.parametrize("name", ["x|touch PWNED|cat", "../../../escaped", "x;touch PWNED", "-x", "x\ny"])
+def test_an_override_cannot_bring_a_name_into_a_command(params: Path, name: str) -> None:
+    methods = f"{{um: {{name: natural}}, {json.dumps(name)}: {{name: natural}}}}"
+    for changes in ([f"++recipes.digits.methods={methods}", f"methods=[{json.dumps(name)}]"], [f'methods=["{name}"]']):
+        with pytest.raises(TrlError) as caught:
+            override(changes)
+        assert "cannot be used: rename it" in str(caught.value) or "override of params.yaml" in str(caught.value)
+        assert "\n" not in str(caught.value)
+    assert params.read_text() == TEXT

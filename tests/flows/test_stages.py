@@ -52,6 +52,19 @@ def test_dvc_runs_in_this_interpreter_and_waits_for_its_lock() -> None:
 
 
 @pytest.mark.parametrize(
+    "stage",
+    ["train@digits-x|touch PWNED|cat-0", "train@digits-../../escaped-0", "-f", "", "train@", "train@a\n", "a;b"],
+)
+def test_no_command_is_made_of_a_stage_that_a_shell_reads_otherwise(stage: str) -> None:
+    with pytest.raises(TrlError, match=r"stage .* cannot be used: rename it") as caught:
+        repro(stage)
+    assert "\n" not in str(caught.value)
+    if stage:
+        with pytest.raises(TrlError, match="cannot be used"):
+            parse_dot(f'"{stage}";\n')
+
+
+@pytest.mark.parametrize(
     ("line", "cached"),
     [
         ("Stage 'train@d-um-0' didn't change, skipping", True),

@@ -1,3 +1,4 @@
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +183,73 @@ def test_a_bad_value_is_one_line_with_its_path(raw: Any, path: str, value: Any, 
         check_params(change(raw, path, value), "params.yaml")
     assert str(caught.value).startswith(f"params.yaml: {message}")
     assert "\n" not in str(caught.value)
+
+
+CROOKED = ("x|touch PWNED|cat", "../../../escaped", "um\n", "-x", "", ".um", "a/b", "a b", "${recipe}", "ümlaut", "a@b")
+NAMES = {  # what has the name, and where the error says it is
+    "recipes": (lambda p, n: p["recipes"].update({n: p["recipes"]["digits"]}), "recipes"),
+    "recipe": (lambda p, n: p.update(recipe=n), "recipe"),
+    "methods": (lambda p, n: p.update(methods=[n]), "methods.0"),
+    "method": (
+        lambda p, n: p["recipes"]["digits"]["methods"].update({n: {"name": "at"}}),
+        "recipes.digits.methods",
+    ),
+    "attack": (
+        lambda p, n: p["recipes"]["digits"]["attack"]["attacks"].update({n: {"name": "pgd"}}),
+        "recipes.digits.attack.attacks",
+    ),
+    "adaptive": (
+        lambda p, n: p["recipes"]["digits"]["detect"]["adaptive"]["attacks"].update({n: {"name": "pgd"}}),
+        "recipes.digits.detect.adaptive.attacks",
+    ),
+    "detector": (
+        lambda p, n: p["recipes"]["digits"]["detect"]["detectors"].update({n: {"name": "knn"}}),
+        "recipes.digits.detect.detectors",
+    ),
+    "data": (lambda p, n: p["recipes"]["digits"]["data"].update(name=n), "recipes.digits.data"),
+    "deploy": (lambda p, n: p["deploy"].update(name=n), "deploy.name"),
+}
+
+
+@pytest.mark.parametrize("name", CROOKED)
+@pytest.mark.parametrize("kind", NAMES)
+def test_a_name_cannot_change_a_path_or_a_command(raw: Any, kind: str, name: str) -> None:
+    rename, where = NAMES[kind]
+    rename(raw, name)
+    for as_written in (False, True):
+        with pytest.raises(TrlError) as caught:
+            check_params(raw, "params.yaml", as_written=as_written)
+        assert str(caught.value).startswith(f"params.yaml: {where}: name {name!r} cannot be used: rename it")
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in NAMES if kind != "data"])
+def test_a_name_that_yaml_reads_as_something_else_is_to_be_quoted(raw: Any, kind: str) -> None:
+    rename, where = NAMES[kind]
+    for name in yaml.safe_load("[5, null, no, 1.5]"):
+        changed = deepcopy(raw)
+        rename(changed, name)
+        with pytest.raises(TrlError) as caught:
+            check_params(changed)
+        assert str(caught.value) == f"params: {where}: name {name!r} is not a string: put it in quotes"
+
+
+def test_names_of_every_allowed_form_are_kept(raw: Any) -> None:
+    methods = raw["recipes"]["digits"]["methods"]
+    names = ["5", "_a", "TLA.v2", "tla-0", "a..b"]
+    methods |= {name: {"name": "tla"} for name in names}
+    assert check_params(raw | {"methods": names}).methods == tuple(names)
+
+
+@pytest.mark.parametrize("seed", ["0", "0; touch PWNED", 1.0, True, None])
+def test_seeds_are_integers_as_dvc_reads_them(raw: Any, seed: Any) -> None:
+    with pytest.raises(TrlError, match=r"params: seeds.1: should be a valid integer, not "):
+        check_params(raw | {"seeds": [0, seed]})
+
+
+def test_an_unknown_key_with_a_line_break_is_one_line(raw: Any) -> None:
+    with pytest.raises(TrlError, match=r"^params: 'a\\nb': unknown key"):
+        check_params(raw | {"a\nb": 1})
 
 
 def test_a_missing_section_is_named(raw: Any) -> None:
