@@ -13,6 +13,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from flows.background import Service
+from tasks.redaction import redacted
 from tasks.store import ARTIFACTS, DATABASE, follow
 from trl.common.errors import TrlError
 
@@ -210,7 +211,7 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             down()
     except (TrlError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {redacted(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

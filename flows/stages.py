@@ -15,6 +15,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 from tasks.processes import count_of, wanted_processes
+from tasks.redaction import redacted
 from trl.common.errors import TrlError
 from trl.common.names import check_name
 
@@ -122,7 +123,7 @@ class Workers:
             with process:
                 assert process.stdout is not None
                 for line in process.stdout:
-                    lines.append(line.rstrip())
+                    lines.append(redacted(line.rstrip()))
                     if not self.stopped:  # messages about the interrupt are not interesting
                         on_line(lines[-1])
             return Outcome(process.returncode, lines)

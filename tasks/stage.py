@@ -13,6 +13,7 @@ from typing import Literal
 
 from tasks.dependencies import check_code
 from tasks.paths import ModelPaths, RecipePaths
+from tasks.redaction import redacted
 from trl.common.errors import TrlError
 from trl.config import Params, Recipe, load_params
 
@@ -89,7 +90,7 @@ def run_stage(
         else:
             work(Stage(params, name, **given), **named)
     except TrlError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {redacted(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted: repeat the command to go on", file=sys.stderr)

@@ -26,6 +26,7 @@ from tasks.metrics import (
     epoch_metrics,
     train_metrics,
 )
+from tasks.redaction import redacted
 from tasks.stage import Stage
 from tasks.store import client_and_experiment
 from trl.common.errors import TrlError
@@ -57,7 +58,7 @@ def _forgiving() -> Iterator[None]:
     try:
         yield
     except Exception as error:  # whatever the store, its driver or the network raises
-        why = (str(error).splitlines() or [type(error).__name__])[0]
+        why = redacted((str(error).strip().splitlines() or [type(error).__name__])[0])
         say(f"warning: MLflow was not updated ({why}); the results are safe, `python -m tasks.record` logs them later")
 
 
@@ -154,7 +155,7 @@ def leaderboard(stage: Stage) -> str | None:
         local = f"http://127.0.0.1:{os.environ.get('MLFLOW_PORT', '5000')}"  # where `make up` and `make ui` serve it
         server = remote.rstrip("/") if remote.startswith("http") else local
         # sorted by a metric, MLflow lists models themselves; sorted by date it folds them below their pipeline run
-        return f"{server}/#/experiments/{experiment}/runs?{urlencode(query, quote_via=quote)}"
+        return f"{redacted(server)}/#/experiments/{experiment}/runs?{urlencode(query, quote_via=quote)}"
     return None
 
 
@@ -182,8 +183,6 @@ def record_pipeline(stage: Stage) -> bool:
         raise errors[0]
     results = collect(folder, params.methods, params.seeds, models, params.ensembles)
     with _forgiving():
-        from mlflow.tracking.context.registry import resolve_tags
-
         client, experiment = client_and_experiment(stage)
         folders = [child.model_paths.metrics for child in stages]
         folders += [stage.paths.ensemble(name) for name in params.ensembles]
@@ -195,7 +194,7 @@ def record_pipeline(stage: Stage) -> bool:
             table = f"```\n{text_table(results)}\n```"
             tags = {PIPELINE: content, "trl.recipe": stage.recipe_name, "trl.kind": "pipeline", NOTE: table}
             name = f"{stage.recipe_name} {time.strftime('%Y-%m-%d %H:%M')}"
-            parent = client.create_run(experiment, run_name=name, tags=resolve_tags(tags)).info.run_id
+            parent = client.create_run(experiment, run_name=name, tags=with_context(tags)).info.run_id
             client.log_artifacts(parent, str(stage.paths.report), "report")
             client.log_dict(parent, params.model_dump(mode="json")["recipes"][stage.recipe_name], "recipe.yaml")
             client.log_param(parent, "methods", ", ".join(params.methods))
@@ -216,11 +215,10 @@ def _search(client: "MlflowClient", experiment: str, tag: str, value: str) -> "l
 def _create(client: "MlflowClient", experiment: str, stage: Stage, tags: dict[str, str]) -> "Run":
     """A new run of a model, with its parameters and its data set."""
     from mlflow.entities import DatasetInput, InputTag, Param
-    from mlflow.tracking.context.registry import resolve_tags
 
     recipe, model = stage.recipe.checked(), f"{stage.method}-{stage.seed}"
     tags = {**tags, "trl.recipe": stage.recipe_name, "trl.kind": "model"}
-    run = client.create_run(experiment, run_name=f"{stage.recipe_name}/{model}", tags=resolve_tags(tags))
+    run = client.create_run(experiment, run_name=f"{stage.recipe_name}/{model}", tags=with_context(tags))
     sections = {
         "recipe": stage.recipe_name,
         "method": stage.method,
@@ -237,6 +235,13 @@ def _create(client: "MlflowClient", experiment: str, stage: Stage, tags: dict[st
     hash_tag = InputTag("dvc.md5", _dvc_hash(stage))
     client.log_inputs(run.info.run_id, [DatasetInput(_dataset(stage, description), [hash_tag])])
     return client.get_run(run.info.run_id)
+
+
+def with_context(tags: Mapping[str, str]) -> dict[str, str]:
+    """`tags`, and those by which MLflow says who ran which code; the address of its repository may hold a password."""
+    from mlflow.tracking.context.registry import resolve_tags
+
+    return {name: redacted(value) for name, value in resolve_tags(tags).items()}
 
 
 def _dataset(stage: Stage, description: Mapping[str, Any]) -> Any:
