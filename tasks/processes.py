@@ -26,6 +26,24 @@ def wanted_processes(environ: Mapping[str, str] = os.environ) -> int:
     return count_of("TRL_PROCESSES", environ) or 1
 
 
+def device_of(local_rank: int, wanted: str, gpus: int) -> str:
+    """The device of one of several processes on a machine with so many `gpus`, where `wanted` is TRL_DEVICE.
+
+    The GPU of its number, or the CPU; TrlError if that GPU is missing, or if `wanted` names one device for all of them.
+    """
+    kind, _, number = wanted.partition(":")
+    if number:
+        raise TrlError(
+            f"TRL_DEVICE={wanted}: is one device, which several processes cannot share; set TRL_DEVICE={kind}, "
+            "and choose GPUs with CUDA_VISIBLE_DEVICES"
+        )
+    if wanted not in ("", "cuda") or (not wanted and not gpus):
+        return wanted or "cpu"
+    if local_rank >= gpus:
+        raise TrlError(f"process {local_rank + 1} has no GPU of its own: there are {gpus}; lower TRL_PROCESSES")
+    return f"cuda:{local_rank}"
+
+
 def share_work(work: Callable[[Stage, str], None], stage: Stage) -> None:
     """Do `work` (stage, device) in as many processes as wanted, or as one of those that torchrun has started.
 
@@ -77,8 +95,7 @@ def _join(
 
     from trl.nn.device import choose_device
 
-    gpus = os.environ.get("TRL_DEVICE", "cuda") == "cuda" and torch.cuda.is_available()
-    device = choose_device(f"cuda:{local_rank}" if gpus else None)
+    device = choose_device(device_of(local_rank, os.environ.get("TRL_DEVICE", ""), torch.cuda.device_count()))
     if device.startswith("cuda"):
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
