@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.stage import Stage, run_stage
+from tasks.weights import check_weights
 
 if TYPE_CHECKING:
     from trl.results import AttackResult
@@ -28,6 +29,7 @@ def attack_model(stage: Stage) -> None:
 
     recipe, config, paths = stage.recipe, stage.recipe.attack, stage.model_paths
     model = load_model(paths.model, choose_device())
+    check_weights(paths)
     test = load_splits(stage.paths.data).test
     images, labels = test.images[: config.samples], test.labels[: config.samples]
     threat = build_threat(recipe.threat.norm, recipe.threat.epsilon)

@@ -20,6 +20,7 @@ import trl
 from tasks.stage import Stage, run_stage
 from tasks.store import client_and_experiment
 from tasks.tracking import record_model
+from tasks.weights import check_weights
 from trl.common.errors import TrlError, in_one_line
 from trl.common.progress import say
 from trl.results import ModelResults, load_model_results
@@ -95,13 +96,10 @@ def choose(stage: Stage, method: str | None, seed: int | None) -> tuple[Stage, M
 def load_candidate(stage: Stage, results: ModelResults) -> Candidate:
     """Load and check the model and its detector; TrlError for files that are missing or do not belong together."""
     from trl.detection.guard import Guard
-    from trl.models import weights_sha256
 
     paths, detect = stage.model_paths, results.detect
     guard = Guard.load(paths.model, paths.detector)
-    weights = weights_sha256(paths.model)
-    if results.train.weights != weights:
-        raise TrlError(f"{paths.metrics}: measured on other weights than {paths.model} holds; run `dvc repro`")
+    weights = check_weights(paths)
     if detect.deployed.threshold != guard.calibration.threshold:
         raise TrlError(f"{paths.metrics}: measured with another detector than {paths.detector} holds; run `dvc repro`")
     detector = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(paths.detector.iterdir()))).hexdigest()

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.stage import Stage, run_stage
+from tasks.weights import check_weights
 
 if TYPE_CHECKING:
     from trl.detectors import Observed
@@ -21,7 +22,7 @@ def detect(stage: Stage) -> None:
     from trl.detection.curves import auc_curve
     from trl.detection.study import fit_detectors, study_detector, validate_detector
     from trl.detectors import Observed, save_detector
-    from trl.models import load_model, weights_sha256
+    from trl.models import load_model
     from trl.nn.device import choose_device
     from trl.representation.analysis import analyse
     from trl.results import DetectionPoint, DetectResult, RocPoint, ScoreBin, TsnePoint
@@ -29,6 +30,7 @@ def detect(stage: Stage) -> None:
 
     recipe, config, paths = stage.recipe, stage.recipe.detect, stage.model_paths
     model = load_model(paths.model, choose_device())
+    weights = check_weights(paths)
     splits = load_splits(stage.paths.data)
     train, validation, test = (
         Observed(model, data.images[:n], data.labels[:n], config.batch_size)
@@ -56,7 +58,7 @@ def detect(stage: Stage) -> None:
             say(f"warning: {stage.method}-{stage.seed} {name}: {warning}")
 
     detector, calibration = detectors[config.detector]
-    save_detector(detector, calibration, weights_sha256(paths.model), paths.detector)
+    save_detector(detector, calibration, weights, paths.detector)
     analysis = analyse(train, test, next(iter(static.values())), config.neighbours, config.tsne_samples, stage.seed)
     RocPoint.write(paths.metrics, roc)
     ScoreBin.write(paths.metrics, scores)

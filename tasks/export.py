@@ -4,13 +4,13 @@ import sys
 from pathlib import Path
 
 from tasks.stage import Stage, run_stage
+from tasks.weights import check_weights
 
 
 def export(stage: Stage, out: Path) -> None:
     """Write the model's weights, its card and its RobustBench entry to `out`."""
-    from trl.common.errors import TrlError
     from trl.data import load_splits
-    from trl.models import load_model, weights_sha256
+    from trl.models import load_model
     from trl.report import load_results
     from trl.report.card import ModelFacts
     from trl.report.export import export_model
@@ -18,8 +18,7 @@ def export(stage: Stage, out: Path) -> None:
     folder = stage.model_paths.model
     results = load_results(stage.paths.metrics, (stage.method,), (stage.seed,)).models[0]
     model = load_model(folder)
-    if weights_sha256(folder) != results.train.weights:
-        raise TrlError(f"{stage.model_paths.metrics}: measured on other weights than {folder} holds; run `dvc repro`")
+    check_weights(stage.model_paths)
     facts = ModelFacts(
         name=f"{stage.recipe_name}_{stage.method}_{stage.seed}",
         recipe=stage.recipe_name,

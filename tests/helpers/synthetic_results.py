@@ -32,6 +32,12 @@ def write_metrics(folder: Path, methods: Sequence[str] = METHODS, seeds: Sequenc
     return folder
 
 
+def name_weights(folder: Path, weights: str) -> None:
+    """Let train.json in a model's folder speak of the weights with this SHA-256."""
+    path = folder / "train.json"
+    write_json(path, json.loads(path.read_text()) | {"weights": weights})
+
+
 def write_model(folder: Path, method: str, seed: int) -> None:
     kind = method if method in METHODS else "at"
     rng = np.random.default_rng([METHODS.index(kind), seed])

@@ -1,6 +1,7 @@
 """The stage on a small network: what its detector learns from, and that its files say what its code found."""
 
 import json
+import shutil
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
@@ -14,17 +15,19 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from benchmarks.tiny import TINY
+from tasks.attack import attack_model
 from tasks.detect import detect
 from tasks.paths import RecipePaths
 from tasks.stage import Stage
 from tests.helpers import ROOT
+from tests.helpers.synthetic_results import name_weights, write_model
 from trl.common.errors import TrlError
 from trl.config import load_params
 from trl.data import ImageSet, Splits, load_dataset, load_splits, save_splits, split
 from trl.detection.figures import detection_auc
 from trl.detectors import load_detector
 from trl.detectors.observe import embed
-from trl.models import build_model, load_model, save_model
+from trl.models import build_model, load_model, save_model, weights_sha256
 from trl.results import DetectResult
 
 PATHS = RecipePaths("digits").model("um", 0)
@@ -44,6 +47,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         cross_entropy(model(splits.train.images / 255), splits.train.labels).backward()
         optimizer.step()
     save_model(model.eval(), root / PATHS.model)
+    write_model(root / PATHS.metrics, "um", 0)
+    name_weights(root / PATHS.metrics, weights_sha256(root / PATHS.model))
     path = root / PATHS.adversarials / "adversarials.safetensors"
     path.parent.mkdir()
     save_file({"adversarials": splits.test.images[:50] / 255}, path)  # of an attack that found nothing
@@ -54,6 +59,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def stage(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Stage]:
     """Makes the stage, with other data or settings, in a folder of its own."""
     (tmp_path / "outputs").symlink_to(prepared / "outputs")
+    shutil.copytree(prepared / PATHS.metrics, tmp_path / PATHS.metrics)
     monkeypatch.chdir(tmp_path)
     natural = load_splits(RecipePaths("digits").data)
 
@@ -210,3 +216,17 @@ def test_a_warning_is_said_and_kept(stage: Callable[..., Stage], capsys: pytest.
     (warning,) = found.warnings
     assert warning.startswith(f"credit: with rejection {found.rejection.worst.accuracy:.1%} of 100 images withstand")
     assert f"warning: um-0 gaussian: {warning}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("work", [attack_model, detect])
+def test_other_weights_than_those_of_the_training_are_refused(
+    stage: Callable[..., Stage], work: Callable[[Stage], None]
+) -> None:
+    name_weights(PATHS.metrics, "0" * 64)
+    with pytest.raises(TrlError) as caught:
+        work(stage())
+    other = "measured on other weights than outputs/digits/um-0/model holds"
+    assert str(caught.value) == f"metrics/digits/um-0: {other}; run `dvc repro`"
+    (PATHS.metrics / "train.json").unlink()
+    with pytest.raises(TrlError, match=r"train.json: .*run the train stage"):
+        work(stage())
