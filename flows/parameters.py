@@ -11,8 +11,10 @@ from dvc.exceptions import InvalidArgumentError
 from dvc.utils.hydra import apply_overrides
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.error import YAMLError
 
-from trl.common.errors import TrlError
+from trl.common.errors import TrlError, explained
+from trl.common.files import write_atomic
 from trl.config import Params, load_params
 
 PARAMS = Path("params.yaml")
@@ -23,14 +25,20 @@ def override(overrides: list[str]) -> Params:
 
     TrlError for an invalid override, which leaves the file unchanged.
     """
-    before = PARAMS.read_text(encoding="utf-8")
     if not overrides:
         return load_params(PARAMS)
     try:
-        PARAMS.write_text(overridden(before, overrides), encoding="utf-8")
+        before = PARAMS.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return load_params(PARAMS)  # which says what is wrong with the file
+    try:
+        write_atomic(PARAMS, overridden(before, overrides).encode())
         return load_params(PARAMS)
+    except OSError as error:  # no room for temporary files
+        raise explained(error) from None
     except BaseException:
-        PARAMS.write_text(before, encoding="utf-8")
+        if PARAMS.read_text(encoding="utf-8") != before:
+            write_atomic(PARAMS, before.encode())
         raise
 
 
@@ -45,7 +53,7 @@ def overridden(text: str, overrides: list[str]) -> str:
         plain: Any = YAML(typ="safe")
         plain.sort_base_mapping_type_on_output = False
         plain.representer.ignore_aliases = lambda _: True  # DVC would change an anchor for all its users
-        plain.dump(plain.load(text), copy)
+        plain.dump(_parsed(plain, text), copy)
         try:
             apply_overrides(copy, overrides)
         except InvalidArgumentError as error:
@@ -62,6 +70,19 @@ def overridden(text: str, overrides: list[str]) -> str:
     stream = io.StringIO()
     yaml.dump(kept, stream)
     return stream.getvalue()
+
+
+def _parsed(yaml: YAML, text: str) -> Any:
+    """The content of params.yaml; TrlError unless it is a mapping."""
+    try:
+        content = yaml.load(text)
+    except (YAMLError, ValueError, RecursionError) as error:  # ValueError: such as a date that does not exist
+        raise TrlError(f"{PARAMS}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise TrlError(
+            f"{PARAMS}: has no keys, such as `recipe:`; restore it, for example with `git checkout {PARAMS}`"
+        )
+    return content
 
 
 def _shared(kept: CommentedMap) -> set[int]:

@@ -15,7 +15,7 @@ from filelock import FileLock
 from flows.background import Service
 from tasks.redaction import redacted
 from tasks.store import ARTIFACTS, DATABASE, follow
-from trl.common.errors import TrlError
+from trl.common.errors import TrlError, explained
 
 FOLDER = Path(".services").absolute()  # logs, process ids, Prefect's database and profile; see prefect.toml
 PROFILES = FOLDER / "profiles.toml"
@@ -211,7 +211,7 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             down()
     except (TrlError, OSError) as error:
-        print(f"error: {redacted(str(error))}", file=sys.stderr)
+        print(f"error: {redacted(str(explained(error) if isinstance(error, OSError) else error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

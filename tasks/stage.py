@@ -14,7 +14,7 @@ from typing import Literal
 from tasks.dependencies import check_code
 from tasks.paths import ModelPaths, RecipePaths
 from tasks.redaction import redacted
-from trl.common.errors import TrlError
+from trl.common.errors import TrlError, explained
 from trl.config import Params, Recipe, load_params
 
 
@@ -91,6 +91,9 @@ def run_stage(
             work(Stage(params, name, **given), **named)
     except TrlError as error:
         print(f"error: {redacted(str(error))}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {redacted(str(explained(error)))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted: repeat the command to go on", file=sys.stderr)

@@ -319,7 +319,7 @@ def load_params(path: str | Path = "params.yaml", *, as_written: bool = False) -
         raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise TrlError(f"{path}: cannot be read ({error.strerror}); run from the project's root") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or a date that does not exist
         raise TrlError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     return check_params(raw, str(path), as_written=as_written)
 

@@ -1,6 +1,7 @@
 import functools
 import json
 import re
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -166,4 +167,36 @@ def test_an_override_cannot_bring_a_name_into_a_command(params: Path, name: str)
             override(changes)
         assert "cannot be used: rename it" in str(caught.value) or "override of params.yaml" in str(caught.value)
         assert "\n" not in str(caught.value)
+    assert params.read_text() == TEXT
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (b"recipe: [digits", "params.yaml: not valid YAML: while parsing a flow"),
+        (b"recipe: digits\nrecipe: mnist\n", "params.yaml: not valid YAML: while constructing a mapping"),
+        (b"recipe: 2026-13-45", "params.yaml: not valid YAML: month must be in 1..12"),
+        (b"recipe: \xff", "params.yaml: not valid YAML: 'utf-8' codec can't decode"),
+        (b"", "params.yaml: has no keys"),
+        (b"- recipe", "params.yaml: has no keys"),
+        (None, "params.yaml: cannot be read (No such file or directory)"),
+    ],
+)
+def test_a_broken_file_is_one_line_and_is_left_as_it_is(params: Path, broken: bytes | None, message: str) -> None:
+    params.unlink() if broken is None else params.write_bytes(broken)
+    with pytest.raises(TrlError) as caught:
+        override(["recipe=mnist"])
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+    assert (params.read_bytes() if params.exists() else None) == broken
+
+
+def test_a_full_disk_leaves_the_parameters(params: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(TrlError, match=r"File too large.*: free space or check permissions, then repeat"):
+            override(["recipe=mnist"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert params.read_text() == TEXT

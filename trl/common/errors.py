@@ -13,6 +13,13 @@ def in_one_line(error: BaseException) -> str:
     return text if isinstance(error, TrlError) else f"{type(error).__name__}: {text}".removesuffix(": ")
 
 
+def explained(error: OSError) -> TrlError:
+    """What the system refused, such as a write to a full disk or to a read-only folder, in one line with the remedy."""
+    place = f"{error.filename}: " if error.filename else ""
+    why = error.strerror or in_one_line(error)
+    return TrlError(f"{place}{why}: free space or check permissions, then repeat the command")
+
+
 def origin(error: BaseException) -> str:
     """`file:line` where an exception was raised; "" if unknown."""
     frames = traceback.extract_tb(error.__traceback__)
