@@ -30,7 +30,7 @@ from flows.parameters import PARAMS, override
 from flows.server import TemporaryServer
 from flows.stages import Workers, is_cached, is_hint, last_error, repro, stage_graph, worker_environments
 from tasks.paths import RecipePaths
-from trl.common.errors import TrlError
+from trl.common.errors import TrlError, explained
 from trl.config import Params, load_params
 from trl.report import load_results, text_table
 from trl.report.table import comparison
@@ -175,8 +175,8 @@ def main(given: dict[str, Any]) -> int:
     try:
         with _server():
             return int(not full(**given, return_state=True).is_completed())
-    except TrlError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (TrlError, OSError) as error:
+        print(f"error: {explained(error) if isinstance(error, OSError) else error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted: repeat the command to resume", file=sys.stderr)

@@ -5,15 +5,17 @@ Prefect can start one itself, but first imports the whole server into the flow's
 
 import atexit
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import prefect
-from prefect.settings import PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS, get_current_settings
+from prefect.settings import PREFECT_HOME, PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS, get_current_settings
 
 from flows.background import is_healthy
 from flows.services import HOST
@@ -38,8 +40,10 @@ class TemporaryServer:
         environment = os.environ | get_current_settings().to_environment_variables(exclude_unset=True)
         environment |= {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the server inherits this
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115
+        command = [sys.executable, "-m", "flows.tied", "uvicorn", *app, *options]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "flows.tied", "uvicorn", *app, *options], env=environment, stdin=subprocess.PIPE
+            command, env=environment, stdin=subprocess.PIPE, stdout=self._output, stderr=self._output
         )
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         atexit.register(self._stop)
@@ -49,8 +53,16 @@ class TemporaryServer:
         deadline = time.monotonic() + PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.value()
         while not is_healthy(f"{self.api}/health"):
             if self._process.poll() is not None or time.monotonic() > deadline:
-                raise TrlError("Prefect's temporary server did not start; try a permanent one with `make up`")
+                raise TrlError(f"Prefect's temporary server did not start{self._reason()}")
             time.sleep(0.1)
+
+    def _reason(self) -> str:
+        self._output.seek(0)
+        errors = re.findall(
+            r"^[\w.]*(?:Error|Exception): .*", self._output.read().decode(errors="replace"), re.MULTILINE
+        )
+        said = f" ({errors[-1]})" if errors else ""
+        return f"{said}: free space, check permissions of {PREFECT_HOME.value()}, or try a permanent one with `make up`"
 
     def _stop(self) -> None:
         self._process.terminate()

@@ -14,18 +14,32 @@ from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from pathlib import Path
 
+import psutil
+
 from tasks.processes import count_of, wanted_processes
 from tasks.redaction import redacted
 from trl.common.errors import TrlError
 from trl.common.names import check_name
 
 DVC = [sys.executable, "-m", "dvc"]
+WAIT_SECONDS = 0.5  # between two looks whether another run has ended
 GRACE_SECONDS = 10.0  # time for an interrupted stage to write its checkpoint
 UP_TO_DATE = re.compile(r"^(Stage )?'.+' (didn't change, skipping|is cached - skipping run)")
 HINTS = re.compile(
     r"$|\s+(git add|dvc config) |Running stage |(Updating|Generating) lock file |Data and pipelines are up to date"
     r"|To (track the changes with git|enable auto staging), run:|Use `dvc push` "
+    r"|ERROR: '.+' is busy, it is being blocked by:|  \(PID \d+\): |If there are no processes with such PIDs"  # we wait
 )
+BLOCKED = re.compile(r"ERROR: '.+' is busy, it is being blocked by:\s+\(PID (\d+)\)")
+REMEDIES = {  # what DVC's errors say, and leave out
+    "is not a git repository": "DVC needs one: run `git init` here, or work in a clone",
+    "not inside of a DVC repository": "run from the project's root, or restore its folder .dvc",
+    "No space left on device": "free space, then repeat",
+    "Disk quota exceeded": "free space, then repeat",
+    "File too large": "raise the limit of file sizes, then repeat",
+    "Read-only file system": "make it writable, or work in a clone elsewhere",
+    "Permission denied": "make it writable, or work in a clone elsewhere",
+}
 
 
 def stage_graph() -> dict[str, list[str]]:
@@ -70,9 +84,18 @@ def is_cached(lines: Iterable[str]) -> bool:
 
 
 def last_error(lines: Iterable[str]) -> str:
-    """The stage's own last `error: …` line, else DVC's last `ERROR: …`, else ""."""
+    """The stage's own last `error: …` line, else DVC's last `ERROR: …` with a remedy, else ""."""
     found = {prefix: line for line in lines if (prefix := line.partition(":")[0]) in ("error", "ERROR")}
-    return found.get("error") or found.get("ERROR") or ""
+    if "error" in found or "ERROR" not in found:
+        return found.get("error", "")
+    remedy = next((text for said, text in REMEDIES.items() if said in found["ERROR"]), "")
+    return f"{found['ERROR']}{remedy and ': '}{remedy}"
+
+
+def blocker(lines: Iterable[str]) -> int | None:
+    """The process of another run that uses the files DVC wanted, which `--wait-for-lock` does not wait for."""
+    found = BLOCKED.search("\n".join(lines))
+    return int(found[1]) if found else None
 
 
 def worker_environments(environ: Mapping[str, str], gpus: int, cores: int) -> list[dict[str, str]]:
@@ -113,22 +136,34 @@ class Workers:
         self.stopped = False
 
     def run(self, command: list[str], on_line: Callable[[str], None]) -> Outcome:
-        """Run `command` on a free worker; call `on_line` for each line of output. Does nothing once stopped."""
+        """Run `command` on a free worker; call `on_line` for each line of output. Does nothing once stopped.
+
+        If another run uses the same files, wait until its process ends, and repeat.
+        """
         environment = self._free.get()
         try:
-            process = self._start(command, environment)
-            lines: list[str] = []
-            if process is None:
-                return Outcome(-signal.SIGINT, lines)
-            with process:
-                assert process.stdout is not None
-                for line in process.stdout:
-                    lines.append(redacted(line.rstrip()))
-                    if not self.stopped:  # messages about the interrupt are not interesting
-                        on_line(lines[-1])
-            return Outcome(process.returncode, lines)
+            while (outcome := self._once(command, environment, on_line)).status and not self.stopped:
+                if (other := blocker(outcome.lines)) is None:
+                    break
+                on_line(f"waiting for process {other}, another run that uses the same files")
+                while psutil.pid_exists(other) and not self.stopped:
+                    time.sleep(WAIT_SECONDS)
+            return outcome
         finally:
             self._free.put(environment)
+
+    def _once(self, command: list[str], environment: dict[str, str], on_line: Callable[[str], None]) -> Outcome:
+        process = self._start(command, environment)
+        lines: list[str] = []
+        if process is None:
+            return Outcome(-signal.SIGINT, lines)
+        with process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                lines.append(redacted(line.rstrip()))
+                if not self.stopped:  # messages about the interrupt are not interesting
+                    on_line(lines[-1])
+        return Outcome(process.returncode, lines)
 
     def stop(self) -> None:
         """Stop all commands and start no more: first SIGINT, so that DVC releases its lock, then SIGKILL."""

@@ -1,5 +1,6 @@
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -8,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows.stages import Workers, is_cached, is_hint, last_error, parse_dot, repro, worker_environments
+from flows.stages import Workers, is_cached, is_hint, last_error, parse_dot, repro, stage_graph, worker_environments
 from trl.common.errors import TrlError
 
 DOT = """\
@@ -101,6 +102,76 @@ def test_the_stage_s_own_last_error_comes_first() -> None:
     assert last_error(["error: one", "error: two", "an error: three", dvc]) == "error: two"
     assert last_error(["Traceback", dvc]) == dvc
     assert last_error(["all is well"]) == ""
+
+
+@pytest.mark.parametrize(
+    ("said", "remedy"),
+    [
+        ("/a is not a git repository", "DVC needs one: run `git init` here, or work in a clone"),
+        ("unexpected error - [Errno 28] No space left on device", "free space, then repeat"),
+        (
+            "unexpected error - [Errno 30] Read-only file system: '.dvc/tmp/lock'",
+            "make it writable, or work in a clone",
+        ),
+    ],
+)
+def test_an_error_of_dvc_comes_with_its_remedy(said: str, remedy: str) -> None:
+    assert last_error([f"ERROR: {said}"]).startswith(f"ERROR: {said}: {remedy}")
+    assert last_error([f"ERROR: {said}", "error: own"]) == "error: own"
+
+
+def test_a_project_without_git_is_one_line_with_its_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVC_NO_ANALYTICS", "1")
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / ".dvc/config").touch()
+    with pytest.raises(
+        TrlError, match=r"^dvc.yaml: ERROR: .* is not a git repository: .*run `git init` here"
+    ) as caught:
+        stage_graph()
+    assert "\n" not in str(caught.value)
+
+
+BUSY = """
+import pathlib, sys
+from contextlib import ExitStack
+from dvc.fs import localfs
+from dvc.rwlock import rwlock
+with rwlock(sys.argv[1], localfs, "dvc repro", [], [sys.argv[1] + "/file"], False):
+    print("mine", flush=True)
+    sys.stdin.readline()
+"""
+WANT = """
+import sys
+from dvc.exceptions import DvcException
+from dvc.fs import localfs
+from dvc.rwlock import rwlock
+try:
+    with rwlock(sys.argv[1], localfs, "dvc repro", [sys.argv[1] + "/file"], [], False):
+        print("done")
+except DvcException as error:
+    sys.exit(f"ERROR: {error}")
+"""
+
+
+def test_a_run_waits_for_another_that_uses_the_same_files(tmp_path: Path) -> None:
+    """By DVC's own locks of files, which `--wait-for-lock` does not wait for."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([*python(BUSY), str(tmp_path)], **pipes) as other:
+        assert other.stdout.readline() == "mine\n"
+        heard, outcomes = [], []
+
+        def listen(line: str) -> None:
+            if not is_hint(line):
+                heard.append(line)
+            if line.startswith("waiting"):
+                other.stdin.write("\n")
+                other.stdin.flush()
+                threading.Thread(target=other.wait).start()  # as its shell would
+
+        outcomes.append(Workers([{}]).run([*python(WANT), str(tmp_path)], listen))
+    assert heard == [f"waiting for process {other.pid}, another run that uses the same files", "done"]
+    assert outcomes[0].status == 0
 
 
 def cuda(environments: list[dict[str, str]]) -> list[str | None]:
