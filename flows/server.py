@@ -50,10 +50,16 @@ class TemporaryServer:
 
     def wait(self) -> None:
         """Wait until the server responds; TrlError if it does not."""
-        deadline = time.monotonic() + PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.value()
+        seconds = PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.value()
+        deadline = time.monotonic() + seconds
         while not is_healthy(f"{self.api}/health"):
-            if self._process.poll() is not None or time.monotonic() > deadline:
+            if self._process.poll() is not None:
                 raise TrlError(f"Prefect's temporary server did not start{self._reason()}")
+            if time.monotonic() > deadline:
+                raise TrlError(
+                    f"Prefect's temporary server did not start within {seconds} s; give it more on a busy machine, "
+                    f"with {PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.name}=120, or try `make up`"
+                )
             time.sleep(0.1)
 
     def _reason(self) -> str:
