@@ -28,9 +28,9 @@ UP_TO_DATE = re.compile(r"^(Stage )?'.+' (didn't change, skipping|is cached - sk
 HINTS = re.compile(
     r"$|\s+(git add|dvc config) |Running stage |(Updating|Generating) lock file |Data and pipelines are up to date"
     r"|To (track the changes with git|enable auto staging), run:|Use `dvc push` "
-    r"|ERROR: '.+' is busy, it is being blocked by:|  \(PID \d+\): |If there are no processes with such PIDs"  # we wait
+    r"|ERROR: .*' is busy, it is being blocked by:|  \(PID \d+\): |If there are no processes with such PIDs"  # we wait
 )
-BLOCKED = re.compile(r"ERROR: '.+' is busy, it is being blocked by:\s+\(PID (\d+)\)")
+BLOCKED = re.compile(r"ERROR: .*' is busy, it is being blocked by:\s+\(PID (\d+)\)")
 REMEDIES = {  # what DVC's errors say, and leave out
     "is not a git repository": "DVC needs one: run `git init` here, or work in a clone",
     "not inside of a DVC repository": "run from the project's root, or restore its folder .dvc",

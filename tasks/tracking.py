@@ -54,9 +54,11 @@ NOTE = "mlflow.note.content"  # the text at the top of a run's page
 
 @contextlib.contextmanager
 def _forgiving() -> Iterator[None]:
-    """Turn a failure of the tracking store into a warning: the results are in files, and recording can be repeated."""
+    """Turn a failure of the store into a warning: the results are in files, whose own errors (TrlError) pass."""
     try:
         yield
+    except TrlError:
+        raise
     except Exception as error:  # whatever the store, its driver or the network raises
         why = redacted((str(error).strip().splitlines() or [type(error).__name__])[0])
         say(f"warning: MLflow was not updated ({why}); the results are safe, `python -m tasks.record` logs them later")
@@ -191,6 +193,8 @@ def record_pipeline(stage: Stage) -> bool:
         if found:
             parent = found[0].info.run_id
         else:
+            if not stage.paths.report.is_dir():
+                raise TrlError(f"{stage.paths.report}: missing; run the report stage, with `dvc repro`, or `dvc pull`")
             table = f"```\n{text_table(results)}\n```"
             tags = {PIPELINE: content, "trl.recipe": stage.recipe_name, "trl.kind": "pipeline", NOTE: table}
             name = f"{stage.recipe_name} {time.strftime('%Y-%m-%d %H:%M')}"
@@ -218,6 +222,7 @@ def _create(client: "MlflowClient", experiment: str, stage: Stage, tags: dict[st
 
     recipe, model = stage.recipe.checked(), f"{stage.method}-{stage.seed}"
     tags = {**tags, "trl.recipe": stage.recipe_name, "trl.kind": "model"}
+    description = _description(stage.paths.data / "data.json")
     run = client.create_run(experiment, run_name=f"{stage.recipe_name}/{model}", tags=with_context(tags))
     sections = {
         "recipe": stage.recipe_name,
@@ -231,7 +236,6 @@ def _create(client: "MlflowClient", experiment: str, stage: Stage, tags: dict[st
     }
     params = [Param(name, str(value)) for name, value in _flatten(sections)]
     client.log_batch(run.info.run_id, params=params)
-    description = json.loads((stage.paths.data / "data.json").read_text())
     hash_tag = InputTag("dvc.md5", _dvc_hash(stage))
     client.log_inputs(run.info.run_id, [DatasetInput(_dataset(stage, description), [hash_tag])])
     return client.get_run(run.info.run_id)
@@ -242,6 +246,15 @@ def with_context(tags: Mapping[str, str]) -> dict[str, str]:
     from mlflow.tracking.context.registry import resolve_tags
 
     return {name: redacted(value) for name, value in resolve_tags(tags).items()}
+
+
+def _description(path: Path) -> dict[str, Any]:
+    """What the stage prepare says about the data set."""
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError):
+        raise TrlError(f"{path}: missing or damaged; run the prepare stage, with `dvc repro`, or `dvc pull`") from None
+    return found
 
 
 def _dataset(stage: Stage, description: Mapping[str, Any]) -> Any:

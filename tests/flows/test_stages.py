@@ -150,7 +150,7 @@ try:
     with rwlock(sys.argv[1], localfs, "dvc repro", [sys.argv[1] + "/file"], [], False):
         print("done")
 except DvcException as error:
-    sys.exit(f"ERROR: {error}")
+    sys.exit(f"ERROR: failed to reproduce 's': {error}")  # as DVC says it
 """
 
 

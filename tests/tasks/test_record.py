@@ -68,3 +68,16 @@ def test_a_model_without_all_results_keeps_no_other_from_the_record(
         assert model.data.metrics["robust/worst"] == stored["robust"]["worst"]["accuracy"]
         assert len(MlflowClient().get_metric_history(model.info.run_id, "train/loss")) == 40
         assert len(MlflowClient().get_metric_history(model.info.run_id, "robust/worst")) == 1  # once, in two commands
+
+
+@pytest.mark.parametrize(("gone", "stage"), [("data", "prepare"), ("report", "report")])
+def test_a_clone_without_outputs_is_told_what_to_run_and_the_store_is_not_blamed(
+    project: Path, capsys: pytest.CaptureFixture[str], gone: str, stage: str
+) -> None:
+    shutil.move("attack.json", "metrics/digits/at-0/attack.json")
+    shutil.rmtree(f"outputs/digits/{gone}")
+    assert run() == 1
+    lines = "".join(capsys.readouterr()).splitlines()
+    [said] = [line for line in lines if line.startswith(("error", "warning"))]
+    assert said.startswith(f"error: outputs/digits/{gone}")
+    assert f"run the {stage} stage" in said

@@ -9,7 +9,7 @@ import pytest
 
 from tasks.redaction import redacted
 from tasks.stage import Stage
-from tasks.tracking import leaderboard, with_context
+from tasks.tracking import leaderboard
 from tests.helpers import ROOT
 from trl.config import load_params
 
@@ -114,14 +114,16 @@ def test_the_link_to_the_store_has_no_password(monkeypatch: pytest.MonkeyPatch) 
     assert (leaderboard(stage) or "").startswith("http://host:5000/#/experiments/1/runs?")
 
 
-def test_the_address_of_the_repository_is_recorded_without_its_password(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "main.py").touch()
+@pytest.mark.e2e  # in a process of its own, since MLflow looks once
+def test_the_address_of_the_repository_is_recorded_without_its_password(tmp_path: Path) -> None:
+    main = tmp_path / "main.py"
+    main.write_text("from tasks.tracking import with_context; print(with_context({'a': 'b'}))")
     identity = ("-c", "user.name=a", "-c", "user.email=a@b.c")
     for command in ("init -q", f"remote add origin https://user:{ENCODED}@127.0.0.1/a.git", "add .", "commit -qm a"):
         subprocess.run(["git", *identity, *command.split()], cwd=tmp_path, check=True)
-    monkeypatch.setattr(sys, "argv", [str(tmp_path / "main.py")])
-    assert (
-        with_context({"a": "b"}).items() >= {"a": "b", "mlflow.source.git.repoURL": "https://127.0.0.1/a.git"}.items()
-    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    said = subprocess.run(
+        [sys.executable, str(main)], env=environment, capture_output=True, text=True, check=True
+    ).stdout
+    assert "'a': 'b'" in said
+    assert "'mlflow.source.git.repoURL': 'https://127.0.0.1/a.git'" in said
