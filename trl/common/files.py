@@ -13,7 +13,7 @@ from typing import Any
 from trl.common.errors import TrlError
 
 
-def write_atomic(path: Path, content: bytes) -> None:
+def write_atomic(path: Path, content: bytes | memoryview) -> None:
     """Write `content` to `path`; a reader, a crash or a full disk never leaves a partial file.
 
     The old content stays until the new one is on disk. TrlError, with the system's reason, if it cannot be written.

@@ -6,6 +6,7 @@ draws for them alone, gradients are averaged, and all of them end with the same 
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from trl.nn.batch_norm import share_batch_norm
 from trl.nn.parallel import Processes
 from trl.objectives.base import Batch, Objective, Setting, Terms
 from trl.training.checkpoint import Checkpoint
+from trl.training.interrupt import interrupts_noted
 from trl.training.optimizer import build_optimizer
 from trl.training.schedule import rate_factor, warmed_up
 from trl.training.weight_perturbation import Repeatable, gamma_at, kept_buffers, perturbed_weights
@@ -66,6 +68,7 @@ def train(
     the rest, so a run that is killed and repeated by as many processes ends with the same weights. `on_epoch` receives
     each epoch's row; a resumed run passes the rows of the epochs before it again. Best is the highest
     `objective.selects`, then the highest clean accuracy, then the earliest.
+    A first Ctrl-C or SIGTERM to a single process saves a checkpoint after the step, and raises KeyboardInterrupt.
     TrlError if the training attack lacks an option that the objective sets, if the loss or a weight becomes NaN or
     infinite, if a checkpoint cannot be written, and if the processes
     cannot share a batch evenly or see different checkpoints.
@@ -76,8 +79,8 @@ def train(
         raise TrlError(f"batch_size is {config.batch_size}, which {processes.size} processes cannot share evenly")
     stream = ShuffledStream(len(setting.data.labels), config.batch_size, derive_seed(setting.seed, "batches"))
     run = Run(model, objective, config, device, processes)
-    if checkpoint and (state := checkpoint.load(device)):
-        run.restore(state)
+    if checkpoint and (saved := checkpoint.load(device)):
+        run.restore(*saved)
         if processes.rank == 0:
             say(f"resumed at step {run.step} of {config.epochs * stream.per_epoch} from {checkpoint.path}")
         for row in run.history:
@@ -85,11 +88,15 @@ def train(
     run.share_out()
     total = config.epochs * stream.per_epoch
     model.train()
-    with Progress("train", total, "steps", quiet=processes.rank > 0) as progress:
+    with (
+        Progress("train", total, "steps", quiet=processes.rank > 0) as progress,
+        checkpoint or nullcontext(),
+        # several processes would have to agree on the step to stop at
+        interrupts_noted(enabled=checkpoint is not None and processes.size == 1) as interrupted,
+    ):
         progress.jump(run.step)
         while run.step < total:
-            started = time.monotonic()
-            epoch = run.step / stream.per_epoch  # fractional
+            started, epoch = time.monotonic(), run.step / stream.per_epoch  # fractional
             for group in run.optimizer.param_groups:
                 group["lr"] = config.optimizer.lr * rate_factor(config.schedule, epoch, config.epochs)
             torch.manual_seed(step_seed(setting, run.step))
@@ -102,7 +109,8 @@ def train(
             run.update(batch, step_seed(setting, run.step), gamma_at(epoch, config.weight_perturbation))
             run.seconds += time.monotonic() - started
             end_of_epoch = run.step % stream.per_epoch == 0
-            save = checkpoint is not None and run.agreed(checkpoint.due)
+            stop = interrupted()
+            save = checkpoint is not None and run.agreed(stop or checkpoint.due)
             if end_of_epoch or save or run.step % CHECK_EVERY == 0:
                 run.average_sums()
                 run.check_finite(stream.per_epoch, thorough=end_of_epoch or save)
@@ -116,7 +124,9 @@ def train(
                 if not progress.terminal and processes.rank == 0:
                     say(_line(row, config.epochs))
             if checkpoint and processes.rank == 0 and (save or run.step == total):
-                checkpoint.save(run.state())
+                checkpoint.save(run.state(), run.best_state, run.best.get("epoch", 0))
+            if stop:
+                raise KeyboardInterrupt
     return Outcome(run.best_state, run.best, run.history)
 
 
@@ -254,23 +264,24 @@ class Run:
             self.best_state = {k: v.detach().clone() for k, v in self.evaluated.state_dict().items()}
 
     def state(self) -> dict[str, Any]:
-        """Everything that `restore` needs."""
+        """Everything that `restore` needs, apart from the best weights."""
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "ema": self.ema.state_dict() if self.ema else None,
             "objective": self.objective.state_dict(),
-            **{k: getattr(self, k) for k in ("step", "seconds", "sums", "history", "best", "best_state")},
+            **{k: getattr(self, k) for k in ("step", "seconds", "sums", "history", "best")},
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state."""
+    def restore(self, state: dict[str, Any], best: dict[str, Tensor]) -> None:
+        """Continue from a saved state and the best weights until then."""
+        self.best_state = best
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.ema:
             self.ema.load_state_dict(state["ema"])
         self.objective.load_state_dict(state["objective"])
-        for name in ("step", "seconds", "sums", "history", "best", "best_state"):
+        for name in ("step", "seconds", "sums", "history", "best"):
             setattr(self, name, state[name])
 
 
