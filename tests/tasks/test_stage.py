@@ -1,3 +1,5 @@
+import resource
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -76,3 +78,29 @@ def test_broken_raw_files_end_the_stage(
         assert error.count("\n") == 1
         assert any(word in error for word in message.split("|")), error
         assert not (workplace / "outputs").exists()
+
+
+def write_below_a_file(stage: Stage) -> None:
+    """Write where no system lets anybody write."""
+    Path("params.yaml", "below").mkdir()
+
+
+def write_too_much(stage: Stage) -> None:
+    """Write, as to a full disk, what a library of ours would not report as a TrlError."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        Path("large").write_bytes(bytes(2000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize(
+    ("work", "said"), [(write_below_a_file, "params.yaml/below: Not a directory"), (write_too_much, "File too large")]
+)
+def test_what_the_system_refuses_is_one_line(
+    workplace: Path, capsys: pytest.CaptureFixture[str], work: Callable[[Stage], None], said: str
+) -> None:
+    assert run_stage(work, per_model=False, arguments=[], as_written=True) == 1
+    remedy = "free space or check permissions, then repeat the command"
+    assert capsys.readouterr().err == f"error: {said}: {remedy}\n"
