@@ -45,7 +45,7 @@ def test_projection_is_inside_and_idempotent(
     projected = threat.project(x_adv, x)
     assert_inside(projected, x, threat)
     torch.testing.assert_close(threat.project(projected, x), projected, atol=1e-6, rtol=0)
-    torch.testing.assert_close(threat.projection(x)(x_adv), projected, atol=0, rtol=0)
+    torch.testing.assert_close(threat.around(x).project(x_adv), projected, atol=0, rtol=0)
 
 
 @given(threats, shapes, dtypes, seeds)
@@ -122,7 +122,7 @@ def test_ascend_is_the_best_unit_step(
 ) -> None:
     torch.manual_seed(seed)
     threat, x, direction = build_threat(norm, 1.0), torch.zeros(shape, dtype=dtype), torch.randn(shape, dtype=dtype)
-    step = threat.ascend(x, direction * scale, step_size)
+    step = threat.around(x).ascend(x, direction * scale, step_size)
     torch.testing.assert_close(threat.distance(step, x), torch.full((len(x),), step_size, dtype=dtype))
     gain = (step * direction).flatten(1).sum(1)
     best = step_size * direction.flatten(1).norm(DUAL_NORM[norm], dim=1)  # Hölder's inequality, with equality
@@ -133,7 +133,7 @@ def test_ascend_is_the_best_unit_step(
 def test_l1_ascend_moves_the_largest_percent_alike(d: int, changed: int) -> None:
     torch.manual_seed(d)
     x, gradient = torch.rand(5, d, 1), torch.randn(5, d, 1) * 1e-20
-    step = L1(1.0).ascend(x, gradient, 0.7) - x
+    step = L1(1.0).around(x).ascend(x, gradient, 0.7) - x
     largest = gradient.abs().topk(changed, dim=1).indices
     expected = torch.zeros_like(x).scatter_(1, largest, 0.7 / changed) * gradient.sign()
     torch.testing.assert_close(step, expected, rtol=0, atol=1e-6)
@@ -141,10 +141,10 @@ def test_l1_ascend_moves_the_largest_percent_alike(d: int, changed: int) -> None
 
 def test_l1_ascend_passes_over_values_at_their_end() -> None:
     x, gradient = torch.tensor([[1.0, 0.0, 0.9999999, 0.0, 0.5]]), torch.tensor([[9.0, -8.0, 7.0, 2.0, 1.0]])
-    assert L1(1.0).ascend(x, gradient, 0.1)[0].tolist() == pytest.approx([1.0, 0.0, 1.0, 0.1, 0.5])
+    assert L1(1.0).around(x).ascend(x, gradient, 0.1)[0].tolist() == pytest.approx([1.0, 0.0, 1.0, 0.1, 0.5])
     values = torch.tensor([2])
-    assert L1(1.0).ascend(x, gradient, 0.1, values)[0].tolist() == pytest.approx([1.0, 0.0, 1.0, 0.05, 0.55])
-    assert torch.equal(L1(1.0).ascend(x[:, :3], gradient[:, :3], 0.1, values), x[:, :3])
+    assert L1(1.0).around(x).ascend(x, gradient, 0.1, values)[0].tolist() == pytest.approx([1.0, 0.0, 1.0, 0.05, 0.55])
+    assert torch.equal(L1(1.0).around(x[:, :3]).ascend(x[:, :3], gradient[:, :3], 0.1, values), x[:, :3])
 
 
 @pytest.mark.parametrize("norm", sorted(THREATS))
@@ -152,8 +152,10 @@ def test_ascend_takes_a_step_size_per_sample(norm: str) -> None:
     torch.manual_seed(0)
     threat, x, gradient = build_threat(norm, 1.0), torch.rand(2, 1, 4, 4), torch.randn(2, 1, 4, 4)
     steps = torch.tensor([0.1, 0.7])
-    moved = threat.ascend(x, gradient, steps.reshape(2, 1, 1, 1))
-    expected = torch.cat([threat.ascend(x[i : i + 1], gradient[i : i + 1], s) for i, s in enumerate(steps.tolist())])
+    moved = threat.around(x).ascend(x, gradient, steps.reshape(2, 1, 1, 1))
+    expected = torch.cat(
+        [threat.around(x[i : i + 1]).ascend(x[i : i + 1], gradient[i : i + 1], s) for i, s in enumerate(steps.tolist())]
+    )
     torch.testing.assert_close(moved, expected)
 
 
@@ -162,7 +164,7 @@ def test_ascend_without_gradient_stays(norm: str) -> None:
     x = torch.rand(2, 3, 4, 4)
     gradient = torch.zeros_like(x)
     gradient[1] = 1
-    moved = build_threat(norm, 0.1).ascend(x, gradient, 0.1)
+    moved = build_threat(norm, 0.1).around(x).ascend(x, gradient, 0.1)
     assert torch.equal(moved[0], x[0])
     assert (moved[1] > x[1]).all()
 

@@ -7,7 +7,6 @@ the authors' code differ, this follows the code: it produced the published robus
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import replace
 from itertools import pairwise, repeat
 from typing import Any, Literal
 
@@ -25,7 +24,7 @@ from trl.common.numbers import Count
 from trl.nn.logits import logits_of
 from trl.nn.modes import frozen
 from trl.nn.precision import searches_in_half
-from trl.threat import L1, Linf, Threat, column, length
+from trl.threat import Ball, L1Ball, Threat, column, length
 
 ROUGH = 0.5  # share of the steps that use the caller's autocast: half precision is too coarse for the last ones
 NOISE = 0.004  # relative to an image's largest gradient: about the rounding error of half precision
@@ -118,7 +117,7 @@ class _Runs:
     def __init__(
         self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, criterion: Criterion, classes: int, steps: int
     ) -> None:
-        self.model, self.x, self.y, self.threat, self.criterion = criterion.view(model), x, y, threat, criterion
+        self.model, self.y, self.ball, self.criterion = criterion.view(model), y, threat.around(x), criterion
         self.classes, self.steps = classes, steps
         met, loss = judge(self.model, x, y, criterion, criterion.loss(cross_entropy), classes)
         self.kept = Kept(x.clamp(0, 1), met, torch.full_like(loss, -torch.inf))
@@ -128,16 +127,16 @@ class _Runs:
         rows = self.kept.left()
         if len(rows) == 0:
             return
-        x, target, threat = self.x[rows], target[rows], self.threat
-        if not isinstance(threat, L1):
+        ball, target = self.ball[rows], target[rows]
+        if ball.norm != "l1":
             climb = _Noisy if noisy else _Momentum
-            climb(self, threat, objective, rows, target, threat.random_start(x), final=True).run(self.steps)
+            climb(self, ball, objective, rows, target, ball.random_start(), final=True).run(self.steps)
             return
         # the second paper's multi-epsilon scheme: 3, 2 and 1 times epsilon for 30, 30 and 40 % of the steps
-        x_adv, ends = x + torch.randn_like(x), (0, self.steps * 3 // 10, self.steps * 6 // 10, self.steps)
+        x_adv, ends = ball.x + torch.randn_like(ball.x), (0, self.steps * 3 // 10, self.steps * 6 // 10, self.steps)
         for factor, (begin, end) in zip((3, 2, 1), pairwise(ends), strict=True):
-            ball = replace(threat, epsilon=factor * threat.epsilon)
-            search = _Sparse(self, ball, objective, rows, target, ball.project(x_adv, x), final=factor == 1)
+            larger = ball.at(factor * ball.epsilon)
+            search = _Sparse(self, larger, objective, rows, target, larger.project(x_adv), final=factor == 1)
             search.run(end - begin)
             x_adv = search.x_best
 
@@ -159,7 +158,7 @@ class _Search(ABC):
     def __init__(
         self,
         runs: _Runs,
-        threat: Threat,
+        ball: Ball,
         objective: Objective,
         rows: Tensor,
         target: Tensor,
@@ -167,20 +166,20 @@ class _Search(ABC):
         *,
         final: bool,
     ) -> None:
-        self.runs, self.threat, self.objective, self.final = runs, threat, objective, final
+        self.runs, self.ball, self.objective, self.final = runs, ball, objective, final
         self.rows, self.target = rows, target
-        self.x, self.y, self.x_adv, self.x_best = runs.x[rows], runs.y[rows], start, start.clone()
+        self.y, self.x_adv, self.x_best = runs.y[rows], start, start.clone()
         self.gradient, self.best_gradient = torch.zeros_like(start), torch.zeros_like(start)
         self.loss = self.highest = torch.full_like(runs.kept.highest[rows], -torch.inf)
         self.met, self.rises = torch.zeros_like(rows, dtype=torch.bool), torch.zeros_like(rows)
-        self.size = torch.full_like(column(self.loss, self.x), self.largest_step * threat.epsilon, dtype=start.dtype)
+        self.size = torch.full_like(column(self.loss, start), self.largest_step * ball.epsilon, dtype=start.dtype)
         self._prepare()
 
     def run(self, steps: int) -> None:
         """Take `steps` steps; stop early once every sample is done."""
         if steps == 0:
             return
-        autocast, self.precise = torch.is_autocast_enabled(self.x.device.type), False
+        autocast, self.precise = torch.is_autocast_enabled(self.x_adv.device.type), False
         self._look(ascend=True)
         self.rises.zero_()
         periods = self.periods(steps)
@@ -213,7 +212,6 @@ class _Search(ABC):
 
     def _prepare(self) -> None:
         """Rebuild what depends on the remaining samples but is not a per-sample tensor."""
-        self.project = self.threat.projection(self.x)
         self.ascended = self.runs.criterion.loss(self.objective(self.target))
 
     def _sharpen(self) -> None:
@@ -226,7 +224,7 @@ class _Search(ABC):
     def _look(self, ascend: bool) -> None:
         """Evaluate the iterate; keep it if it meets the criterion, or if none did yet and its loss is the highest."""
         runs = self.runs
-        with torch.autocast(self.x.device.type, enabled=False) if self.precise else nullcontext():
+        with torch.autocast(self.x_adv.device.type, enabled=False) if self.precise else nullcontext():
             if ascend:
                 self.gradient, loss, outputs = ascent(runs.model, self.x_adv, self.y, self.ascended, runs.classes)
             else:
@@ -238,13 +236,13 @@ class _Search(ABC):
         better = torch.where(self.met, met & higher, met | higher)
         self.met = self.met | met
         self.highest = torch.where(better, self.loss, self.highest)
-        better = column(better, self.x)
+        better = column(better, self.x_adv)
         torch.where(better, self.x_adv, self.x_best, out=self.x_best)
         torch.where(better, self.gradient, self.best_gradient, out=self.best_gradient)
 
     def _restart(self, where: Tensor) -> None:
         """Return to the best iterate for the samples selected by `where`, bool [n]."""
-        where = column(where, self.x)
+        where = column(where, self.x_adv)
         self.x_adv = torch.where(where, self.x_best, self.x_adv)
         self.gradient = torch.where(where, self.best_gradient, self.gradient)
 
@@ -260,6 +258,7 @@ class _Search(ABC):
         for name, value in vars(self).items():
             if isinstance(value, Tensor):
                 setattr(self, name, value[left])
+        self.ball = self.ball[left]
         self._prepare()
 
 
@@ -282,9 +281,9 @@ class _Momentum(_Search):
 
     def move(self, step: int) -> None:
         """x ← P(x + ¾·(P(x + size·direction) - x) + ¼·(x - x_old)); the first step has no momentum."""
-        ahead = self.project(self.threat.ascend(self.x_adv, self.gradient, self.size))
+        ahead = self.ball.project(self.ball.ascend(self.x_adv, self.gradient, self.size))
         if step > 1:
-            ahead = self.project(ahead.mul_(0.75).add_(self.x_adv, alpha=0.5).sub_(self.x_old, alpha=0.25))
+            ahead = self.ball.project(ahead.mul_(0.75).add_(self.x_adv, alpha=0.5).sub_(self.x_old, alpha=0.25))
         self.x_old, self.x_adv = self.x_adv, ahead
 
     def adapt(self, period: int) -> None:
@@ -296,7 +295,7 @@ class _Momentum(_Search):
         self.highest_before = self.highest
         self.rises.zero_()
         self._restart(self.halved)
-        self.size = torch.where(column(self.halved, self.x), self.size / 2, self.size)
+        self.size = torch.where(column(self.halved, self.x_adv), self.size / 2, self.size)
 
 
 class _Noisy(_Momentum):
@@ -304,7 +303,7 @@ class _Noisy(_Momentum):
 
     def move(self, step: int) -> None:
         """The same step, along the gradient plus noise."""
-        if isinstance(self.threat, Linf):
+        if self.ball.norm == "linf":
             largest = length(self.gradient, "linf")
             self.gradient = torch.addcmul(self.gradient, torch.randn_like(self.gradient), largest, value=NOISE)
         super().move(step)
@@ -313,7 +312,7 @@ class _Noisy(_Momentum):
 class _Sparse(_Search):
     """APGD-L1: a step changes two thirds as many values as the best iterate does; no momentum."""
 
-    threat: L1
+    ball: L1Ball
     largest_step = 1.0
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -327,15 +326,15 @@ class _Sparse(_Search):
     def move(self, step: int) -> None:
         """x ← P(x + size·direction)."""
         values = (self.changed / 1.5).long()  # rounding up, as the authors do, never goes from two values to one
-        self.x_adv = self.project(self.threat.ascend(self.x_adv, self.gradient, self.size, values))
+        self.x_adv = self.ball.project(self.ball.ascend(self.x_adv, self.gradient, self.size, values))
 
     def adapt(self, period: int) -> None:
         """Where the best iterate became sparser, restart from it with the largest step; elsewhere shrink the step."""
-        changed, largest = self._changed(), self.largest_step * self.threat.epsilon
+        changed, largest = self._changed(), self.largest_step * self.ball.epsilon
         sparser = changed < 0.95 * self.changed
         self.changed = changed
         self._restart(sparser)
-        self.size = torch.where(column(sparser, self.x), largest, (self.size / 1.5).clamp_(min=largest / 10))
+        self.size = torch.where(column(sparser, self.x_adv), largest, (self.size / 1.5).clamp_(min=largest / 10))
 
     def _changed(self) -> Tensor:
-        return (self.x_best != self.x).flatten(1).sum(1)
+        return (self.x_best != self.ball.x).flatten(1).sum(1)

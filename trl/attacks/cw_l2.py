@@ -10,7 +10,7 @@ from trl.common.errors import TrlError
 from trl.common.images import check_input
 from trl.common.numbers import Count, NonNegative, Positive
 from trl.nn.modes import frozen
-from trl.threat import Threat, column
+from trl.threat import Ball, Threat, column
 
 INSIDE = 0.99  # shrinks the start away from ±1, where tanh is so flat that values hardly move
 LARGEST = 1e15  # largest gradient whose square Adam can hold in float32
@@ -49,14 +49,15 @@ def cw_l2(
         raise TrlError(f"cw_l2 needs an l2 threat, not {threat.name}; use norm l2, or another attack such as apgd")
     scored, viewed = criterion.loss(cw_margin), criterion.view(model)
 
-    def minimise(x: Tensor, y: Tensor, c: Tensor, best: Tensor, least: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def minimise(ball: Ball, y: Tensor, c: Tensor, best: Tensor, least: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """One search for a given c: the updated best images, their squared distances, and success, bool [n]."""
+        x = ball.x
         w = torch.atanh((2 * x.clamp(0, 1) - 1) * INSIDE)
         adam = torch.optim.Adam([w], lr=step_size)
         succeeded, last = torch.zeros_like(y, dtype=torch.bool), torch.inf
         for step in range(steps):
             t = torch.tanh(w)
-            x_adv = (t + 1) / 2
+            x_adv = ball.confine((t + 1) / 2)
             gradient, margin, outputs = ascent(viewed, x_adv, y, scored, classes)
             success = criterion.met(outputs, y) & (margin >= confidence)
             change = x_adv - x
@@ -84,12 +85,12 @@ def cw_l2(
         result = x.clone()
         if len(left) == 0:
             return result
-        x, y, best = x[left], y[left], x[left]
+        x, y, best, ball = x[left], y[left], x[left], threat.around(x)[left]
         least = torch.full((len(x),), torch.inf, dtype=x.dtype, device=x.device)
         c, low, high = least.new_full(least.shape, initial_c), torch.zeros_like(least), least.clone()
         for _ in range(binary_steps):
-            best, least, succeeded = minimise(x, y, c, best, least)
+            best, least, succeeded = minimise(ball, y, c, best, least)
             low, high = torch.where(succeeded, low, c), torch.where(succeeded, c, high)
             c = torch.where(high.isinf(), 10 * c, (low + high) / 2)
-        result[left] = threat.project(best, x)
+        result[left] = ball.project(best)
         return result

@@ -42,12 +42,13 @@ def deepfool(
         x, y, known = check_input(x, y)
         if len(x) == 0:
             return x.clone()
+        ball = threat.around(x)
         outputs, margin = logits_of(viewed, x, known), criterion.loss(cw_margin)
         others, safe = rivals(outputs, y, criterion, classes), safe_margin(outputs, y)
         met = criterion.met(outputs, y)  # x itself needs no safety margin
-        ends, point, rows = x.clone(), x, torch.arange(len(x), device=x.device)
+        ends, point, here, rows = x.clone(), x, ball, torch.arange(len(x), device=x.device)
         for step in range(steps):
-            plane = nearest_boundary(viewed, point, y[rows], others[rows], criterion, threat.name, known)
+            plane = nearest_boundary(viewed, point, y[rows], others[rows], criterion, ball.norm, known)
             normal, value = plane.normal, plane.value
             met = met | (margin(plane.outputs, y[rows]) > safe[rows])
             if step % CHECK == 0:
@@ -56,9 +57,10 @@ def deepfool(
                 if len(left) == 0:
                     break
                 rows, point, normal, value, met = (t[left] for t in (rows, point, normal, value, met))
+                here = here[left]
             # overshoot the target, not the step: the box would clip a longer step; the margin counts where value is 0
             aimed = (1 + overshoot) * (value - 2 * safe[rows])
-            move = step_to_hyperplane(point, normal, aimed.to(x.dtype).masked_fill(met, 0.0), threat.name)
-            point = torch.add(point, move).clamp_(0, 1)
+            move = step_to_hyperplane(point, normal, aimed.to(x.dtype).masked_fill(met, 0.0), ball.norm)
+            point = here.confine(torch.add(point, move))
         ends[rows] = point
-        return threat.project(ends, x)
+        return ball.project(ends)

@@ -3,7 +3,7 @@
 It looks for the smallest adversarial perturbation; epsilon only decides when to stop the search.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from trl.common.images import check_input
 from trl.common.numbers import Count, Fraction, Positive
 from trl.nn.logits import logits_of
 from trl.nn.modes import frozen
-from trl.threat import Threat, column, dims_of, length
+from trl.threat import Ball, Threat, column, dims_of, length
 
 LEAVE = 2  # steps between checks that drop finished samples from the batch
 CHECK = 10  # steps, a multiple of LEAVE, between checks that also drop hopeless samples
@@ -110,6 +110,7 @@ class _Search:
         with frozen(model), torch.autocast(x.device.type, enabled=False):
             if len(x) == 0:
                 return x.clone()
+            ball = self.threat.around(x)
             outputs = logits_of(model, x, classes)
             safe = safe_margin(outputs, y)
             # towards a given class, other classes tie at the boundary and steps become too short: aim past it
@@ -123,30 +124,25 @@ class _Search:
                     left = (distance > 0 if self.minimize else ~done).nonzero().squeeze(1)
                     if len(left) == 0:
                         break
-                    start = self._random_start(x[left], distance[left]) if restart else x[left]
-                    found, size = self._run(model, x[left], y[left], led[left], aim[left], start, classes)
-                    found, size = self._final_search(model, x[left], y[left], safe[left], found, size, classes)
-                    inside = self.threat.project(found, x[left])
+                    here = ball[left]
+                    start = _random_start(here, distance[left]) if restart else here.x
+                    found, size = self._run(model, here, y[left], led[left], aim[left], start, classes)
+                    found, size = self._final_search(model, here, y[left], safe[left], found, size, classes)
+                    inside = here.project(found)
                     _, margin = judge(model, inside, y[left], self.criterion, loss, classes)
                     met = margin > safe[left]
                     better = (met & ~done[left]) | ((met == done[left]) & (size <= distance[left]))
                     found = torch.where(column(met, x), inside, found)
-                    size = torch.where(met, self.threat.distance(inside, x[left]).to(size.dtype), size)
+                    size = torch.where(met, here.distance(inside).to(size.dtype), size)
                     chosen = left[better]
                     nearest[chosen], distance[chosen], done[chosen] = found[better], size[better], met[better]
-            return torch.where(column(done, x), nearest, self.threat.project(nearest, x))
-
-    def _random_start(self, x: Tensor, distance: Tensor) -> Tensor:
-        """A random point, at most half as far away as the nearer of the smallest success and the ball's boundary."""
-        ball = replace(self.threat, epsilon=min(self.threat.epsilon, 1.0))  # larger: only corners of the box
-        share = 0.5 * (distance / max(ball.epsilon, torch.finfo(x.dtype).tiny)).clamp(max=1)
-        return torch.lerp(x, ball.random_start(x), column(share, x))
+            return torch.where(column(done, x), nearest, ball.project(nearest))
 
     def _run(
-        self, model: nn.Module, x: Tensor, y: Tensor, led: Tensor, aim: Tensor, start: Tensor, classes: int
+        self, model: nn.Module, ball: Ball, y: Tensor, led: Tensor, aim: Tensor, start: Tensor, classes: int
     ) -> tuple[Tensor, Tensor]:
         """Algorithm 1: the smallest success and its distance [n]; without success, the last point and inf."""
-        norm, dims = self.threat.name, dims_of(x)
+        x, norm, dims = ball.x, ball.norm, dims_of(ball.x)
         rows = torch.arange(len(x), device=x.device)
         point, at, found, best = start, start, start, column(x.new_full((len(x),), torch.inf), x)
         earlier = last = best  # at earlier checks
@@ -162,7 +158,9 @@ class _Search:
                     if len(keep) == 0:
                         break
                     all_found[rows], all_best[rows] = found, best
-                    x, y, led, rows, point, at, found = (t[keep] for t in (x, y, led, rows, point, at, found))
+                    y, led, rows, point, at, found = (t[keep] for t in (y, led, rows, point, at, found))
+                    ball = ball[keep]
+                    x = ball.x
                     best, earlier, last, aim = (t[keep] for t in (best, earlier, last, aim))
             normal, value, _ = nearest_boundary(model, at, y, led, self.criterion, norm, classes)
             value = value + ((point - at) * normal).sum(dims)
@@ -173,7 +171,8 @@ class _Search:
             alpha = (near / (near + far)).clamp_(max=self.alpha_max)
             if step >= self.steps // PATIENCE:  # the bias towards x can hold a sample on the wrong side
                 alpha = alpha.masked_fill(best.isinf(), 0)
-            point = torch.lerp(point, x, alpha).add_(from_point.lerp_(from_x, alpha), alpha=self.eta).clamp_(0, 1)
+            point = torch.lerp(point, x, alpha).add_(from_point.lerp_(from_x, alpha), alpha=self.eta)
+            point = ball.confine(point)
             outputs = logits_of(model, point, classes)
             enough = self.criterion.loss(cw_margin)(outputs, y) >= aim / 2
             met = column(self.criterion.met(outputs, y) & enough, x)
@@ -194,7 +193,7 @@ class _Search:
         return best.isinf() | earlier.isinf() | (missing <= pace * (self.steps - step))
 
     def _final_search(
-        self, model: nn.Module, x: Tensor, y: Tensor, safe: Tensor, found: Tensor, size: Tensor, classes: int
+        self, model: nn.Module, ball: Ball, y: Tensor, safe: Tensor, found: Tensor, size: Tensor, classes: int
     ) -> tuple[Tensor, Tensor]:
         """Move successes along the line to x until just past the boundary, by false position on the margin.
 
@@ -205,10 +204,11 @@ class _Search:
         rows = ((size > 0) & (size < far)).nonzero().squeeze(1)
         if len(rows) == 0:
             return found, size
-        x, y, safe, end = x[rows], y[rows], safe[rows], found[rows]
+        ball, y, safe, end = ball[rows], y[rows], safe[rows], found[rows]
+        x = ball.x
 
         def between(share: Tensor) -> Tensor:
-            return torch.lerp(x, end, column(share.to(x.dtype), x)).clamp_(0, 1)
+            return ball.confine(torch.lerp(x, end, column(share.to(x.dtype), x)))
 
         def beyond(images: Tensor) -> Tensor:
             return judge(model, images, y, self.criterion, loss, classes)[1] - safe
@@ -224,5 +224,12 @@ class _Search:
             low, low_value = torch.where(met, low, middle), torch.where(met, low_value, value)
             high, high_value = torch.where(met, middle, high), torch.where(met, value, high_value)
         found[rows] = end = between(high)
-        size[rows] = length(end - x, self.threat.name).flatten()
+        size[rows] = ball.distance(end)
         return found, size
+
+
+def _random_start(ball: Ball, distance: Tensor) -> Tensor:
+    """A random point, at most half as far away as the nearer of the smallest success and the ball's boundary."""
+    ball = ball.at(min(ball.epsilon, 1.0))  # larger: only corners of the box
+    share = 0.5 * (distance / max(ball.epsilon, torch.finfo(distance.dtype).tiny)).clamp(max=1)
+    return torch.lerp(ball.x, ball.random_start(), column(share, ball.x))

@@ -23,5 +23,6 @@ def fgsm(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, criterion: Crit
         x, y, classes = check_input(x, y)
         if len(x) == 0:
             return x.clone()
+        ball = threat.around(x)
         gradient = ascent(criterion.view(model), x, y, criterion.loss(cross_entropy), classes).gradient
-        return threat.project(x + steepest_step(x, gradient, threat.epsilon, threat.name), x)
+        return ball.project(x + steepest_step(x, gradient, ball.epsilon, ball.norm))

@@ -38,10 +38,10 @@ def mim(
         x, y, classes = check_input(x, y)
         if len(x) == 0:
             return x.clone()
-        project, x_adv, momentum = threat.projection(x), x, torch.zeros_like(x)
+        ball, x_adv, momentum = threat.around(x), x, torch.zeros_like(x)
         for _ in range(steps):
             gradient = ascent(viewed, x_adv, y, ascended, classes).gradient
             mean = gradient.abs().mean(dims_of(x), keepdim=True)
             momentum.mul_(decay).add_(gradient / mean.clamp_(min=torch.finfo(x.dtype).tiny))
-            x_adv = project(threat.ascend(x_adv, momentum, step))
+            x_adv = ball.project(ball.ascend(x_adv, momentum, step))
         return x_adv

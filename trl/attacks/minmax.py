@@ -21,7 +21,7 @@ from trl.common.images import check_input
 from trl.common.numbers import Count, NonNegative, Positive
 from trl.nn.logits import logits_of
 from trl.nn.modes import frozen
-from trl.threat import Threat, column, length
+from trl.threat import Ball, Threat, column, length
 
 Strategy = Literal["minmax", "average"]
 CONFIDENCE = 50.0  # margins beyond it count no more
@@ -84,14 +84,15 @@ def weighted_minmax(
         x, y, classes = check_input(x, y)
         if len(x) == 0:
             return Found(x.clone(), x.new_zeros(0, criterion.domains))
-        project = projection(threat, x)
+        ball = threat.around(x)
+        project = projection(ball)
 
         def losses(x_adv: Tensor) -> Tensor:
             values = [criterion.losses(cw_margin, logits_of(inner, x_adv, classes), y) for _ in range(draws)]
             return torch.stack(values).mean(0)
 
         def move(x_adv: Tensor, gradient: Tensor) -> Tensor:
-            return project(threat.ascend(x_adv, gradient, step))
+            return project(ball.ascend(x_adv, gradient, step))
 
         return _solve(losses, x, move, criterion.domains, steps, weight_step, gamma, strategy)
 
@@ -133,10 +134,10 @@ def universal(
 
         def move(change: Tensor, gradient: Tensor) -> Tensor:
             middle = torch.full_like(change, 0.5)  # a step from there meets no end of [0, 1]
-            return _into_ball(change + (threat.ascend(middle, gradient, step) - middle), threat)
+            return _into_ball(change + (threat.around(middle).ascend(middle, gradient, step) - middle), threat)
 
         found = _solve(losses, torch.zeros_like(x[::group]), move, group, steps, weight_step, gamma, strategy)
-        return Found(threat.project(images(found.x_adv), x), found.weights)
+        return Found(threat.around(x).project(images(found.x_adv)), found.weights)
 
 
 def _solve(
@@ -193,17 +194,17 @@ def project_simplex(values: Tensor) -> Tensor:
     return (values - values.amax(1, keepdim=True) - shift.gather(1, kept - 1)).clamp_(min=0)
 
 
-def projection(threat: Threat, x: Tensor) -> Callable[[Tensor], Tensor]:
-    """A function that maps x_adv to the nearest point in the ball around x [n,…] and in [0, 1], in l2, too."""
-    inside = threat.projection(x)
-    if threat.name != "l2":
-        return inside
+def projection(ball: Ball) -> Callable[[Tensor], Tensor]:
+    """A function that maps x_adv to the nearest point in the ball and in [0, 1], in l2, too."""
+    if ball.norm != "l2":
+        return ball.project
+    x, epsilon = ball.x, ball.epsilon
 
     def project(x_adv: Tensor) -> Tensor:
         clamped = x_adv.clamp(0, 1)
         # of the points on the sphere: the one that goes furthest along the change, unless the box stops it
-        nearest = x + steepest_step(x, x_adv - x, threat.epsilon, "l2")
-        return inside(torch.where(length(clamped - x, "l2") <= threat.epsilon, clamped, nearest))
+        nearest = x + steepest_step(x, x_adv - x, epsilon, "l2")
+        return ball.project(torch.where(length(clamped - x, "l2") <= epsilon, clamped, nearest))
 
     return project
 

@@ -15,7 +15,7 @@ from trl.common.numbers import Count, Positive
 from trl.nn.logits import logits_of
 from trl.nn.modes import frozen
 from trl.nn.precision import searches_in_half
-from trl.threat import Threat, column
+from trl.threat import Ball, Threat, column
 
 NEAR = 0.001  # standard deviation of the start beside x, as in the released code of TRADES
 
@@ -57,30 +57,31 @@ def pgd(
     def loss_around(x: Tensor) -> Loss:
         return criterion.loss(fixed or divergence_from(logits_of(viewed, x, classes)))
 
-    def run(x: Tensor, y: Tensor) -> Tensor:
-        project, x_adv, ascended = threat.projection(x), x, loss_around(x)
+    def run(ball: Ball, y: Tensor) -> Tensor:
+        x_adv, ascended = ball.x, loss_around(ball.x)
         if random_start:
-            x_adv = threat.random_start(x)
+            x_adv = ball.random_start()
         elif loss == "kl":
-            x_adv = project(x + NEAR * torch.randn_like(x, memory_format=torch.contiguous_format))
+            x_adv = ball.project(x_adv + NEAR * torch.randn_like(x_adv, memory_format=torch.contiguous_format))
         swings = len(criterion.detectors) > 0
-        best, highest = x_adv, x_adv.new_full((len(x),), -torch.inf, dtype=torch.float64)
+        best, highest = x_adv, x_adv.new_full((len(y),), -torch.inf, dtype=torch.float64)
         for _ in range(steps):
             found = ascent(viewed, x_adv, y, ascended, classes)
             if swings:
-                best = torch.where(column(found.loss > highest, x), x_adv, best)
+                best = torch.where(column(found.loss > highest, x_adv), x_adv, best)
                 highest = torch.maximum(highest, found.loss)
-            x_adv = project(threat.ascend(x_adv, found.gradient, step))
+            x_adv = ball.project(ball.ascend(x_adv, found.gradient, step))
         if not swings:
             return x_adv
         _, last = judge(viewed, x_adv, y, criterion, ascended, classes)
-        return torch.where(column(last > highest, x), x_adv, best)
+        return torch.where(column(last > highest, x_adv), x_adv, best)
 
     with frozen(model):
         x, y, classes = check_input(x, y)
         if len(x) == 0:
             return x.clone()
-        best = run(x, y)
+        ball = threat.around(x)
+        best = run(ball, y)
         if restarts == 1:
             return best
         kept = Kept(best, *judge(viewed, best, y, criterion, loss_around(x), classes))
@@ -88,7 +89,7 @@ def pgd(
             left = kept.left()
             if len(left) == 0:
                 break
-            x_adv = run(x[left], y[left])
+            x_adv = run(ball[left], y[left])
             kept.note(left, x_adv, *judge(viewed, x_adv, y[left], criterion, loss_around(x[left]), classes))
         return kept.images
 

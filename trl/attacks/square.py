@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from functools import lru_cache, partial
 from types import EllipsisType
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from trl.common.images import check_input
 from trl.common.numbers import Count, Fraction
 from trl.nn.logits import logits_of
 from trl.nn.modes import frozen
-from trl.threat import Threat
+from trl.threat import Ball, LinfBall, Threat
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # the window area halves after these of 10,000 queries
 PATIENCE = 10  # queries between checks for finished samples, each of which synchronises with the device
@@ -68,20 +68,21 @@ def square(
             outputs = logits_of(viewed, images.reshape(len(images), *x.shape[1:]), classes)
         return criterion.met(outputs, y), scored(outputs, y)
 
-    def search(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x_adv = start(x, threat)
+    def search(ball: Ball, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x_adv = start(ball)
         done, highest = ask(x_adv, y)
         highest = highest.where(~highest.isnan(), -torch.inf)
-        left, ended = torch.arange(len(x), device=x.device), (x_adv.clone(), done.clone(), highest.clone())
+        left, ended = torch.arange(len(y), device=y.device), (x_adv.clone(), done.clone(), highest.clone())
         for query in range(queries - 1):
             if query % PATIENCE == 0 and (over := int(done.sum())) >= WORTHWHILE * len(done):
                 if over == len(done):
                     break
                 _note(ended, left, (x_adv, done, highest))
                 still = (~done).nonzero().squeeze(1)
-                left, x, y, x_adv, done, highest = (t[still] for t in (left, x, y, x_adv, done, highest))
+                left, y, x_adv, done, highest = (t[still] for t in (left, y, x_adv, done, highest))
+                ball = ball[still]
             share = p_init / 2 ** sum(query * pace > halving for halving in HALVINGS)
-            changes = propose(x, x_adv, threat, share)
+            changes = propose(ball, x_adv, share)
             met, value = ask(x_adv, y)
             better = ((value > highest) | met) & ~done
             done, highest = done | met, torch.where(better, value, highest)
@@ -94,14 +95,14 @@ def square(
         x, y, classes = check_input(x, y)
         if len(x) == 0 or threat.epsilon == 0:
             return x.clone()
-        images = x.reshape(_image_shape(x))
+        ball = threat.around(x).reshape(*_image_shape(x))
         met, value = judge(viewed, x, y, criterion, scored, classes)
-        kept = Kept(images.clone(), met, torch.full_like(value, -torch.inf))
+        kept = Kept(ball.x.clone(), met, torch.full_like(value, -torch.inf))
         for _ in range(restarts):
             left = kept.left()
             if len(left) == 0:
                 break
-            x_adv, _, value = search(images[left], y[left])
+            x_adv, _, value = search(ball[left], y[left])
             met, _ = judge(viewed, x_adv.reshape(x[left].shape), y[left], criterion, scored, classes)
             kept.note(left, x_adv, met, value)
         return torch.empty_like(x).copy_(kept.images.reshape(x.shape))
@@ -140,17 +141,17 @@ def _sides(x: Tensor, side: int) -> tuple[int, int]:
 # --- linf: every value is at an end of its range; a window moves to one end, per sample and channel
 
 
-def _stripes(x: Tensor, threat: Threat) -> Tensor:
+def _stripes(ball: LinfBall) -> Tensor:
     """Vertical stripes (section 3.3)."""
-    return (x + threat.epsilon * _signs(x, x.shape[3])).clamp_(0, 1)
+    return ball.confine(ball.x + ball.epsilon * _signs(ball.x, ball.x.shape[3]))
 
 
-def _flip(x: Tensor, x_adv: Tensor, threat: Threat, share: float) -> Changes:
+def _flip(ball: LinfBall, x_adv: Tensor, share: float) -> Changes:
     """Algorithm 2. As in the authors' code, a window that is already at the drawn end moves to the other one."""
-    window = _window(x, *_sides(x, max(1, round(math.sqrt(share * x.shape[2:].numel())))))
-    here, centre = x_adv[window], x[window]
-    before, low, high = here.clone(), (centre - threat.epsilon).clamp_(min=0), (centre + threat.epsilon).clamp_(max=1)
-    up = _signs(x) > 0
+    window = _window(x_adv, *_sides(x_adv, max(1, round(math.sqrt(share * x_adv.shape[2:].numel())))))
+    here = x_adv[window]
+    before, (low, high) = here.clone(), (end[window] for end in (ball.low, ball.high))
+    up = _signs(x_adv) > 0
     same = (torch.where(up, high, low) == before).flatten(1).all(1)
     here.copy_(torch.where(up ^ same[:, None, None, None], high, low))
     return [(here, before)]
@@ -204,28 +205,30 @@ def _radius(x: Tensor, epsilon: float) -> float:
     return max(0.0, epsilon * (1 - 10 * precision) - math.sqrt(x[0].numel()) * precision / 2)
 
 
-def _tiles(x: Tensor, threat: Threat, order: int) -> Tensor:
+def _tiles(ball: Ball, order: int) -> Tensor:
     """Dipoles side by side, five along the shorter side."""
+    x = ball.x
     delta, (height, width) = torch.zeros_like(x), x.shape[2:]
     side = max(1, min(height, width) // 5)
     for top in range(height % side // 2, height - side + 1, side):
         for left in range(width % side // 2, width - side + 1, side):
             delta[..., top : top + side, left : left + side] = _random_dipole(x, side, side, order)
-    return _placed(delta, x, _radius(x, threat.epsilon) ** order, order, (1, 2, 3))
+    return _placed(delta, x, _radius(x, ball.epsilon) ** order, order, (1, 2, 3))
 
 
-def _shift(x: Tensor, x_adv: Tensor, threat: Threat, share: float, order: int) -> Changes:
+def _shift(ball: Ball, x_adv: Tensor, share: float, order: int) -> Changes:
     """Algorithm 3: move the change of one window to another, adding a dipole and any unused budget.
 
     Per channel. With c > 1 channels, the l1 form adds c times as much and projects, which makes changes sparse.
     """
+    x = ball.x
     side = max(3, round(math.sqrt(share * x.shape[2:].numel())))
     sides = _sides(x, side + 1 - side % 2)
     gaining, losing = _window(x, *sides), _window(x, *sides)
     here, there, centre = x_adv[gaining], x_adv[losing], x[gaining]
     project = order == 1 and x.shape[1] > 1
     before, before_there, before_all = here.clone(), there.clone(), x_adv.clone() if project else x_adv
-    unused = _radius(x, threat.epsilon) ** order - _power(x_adv - x, order, (1, 2, 3))
+    unused = _radius(x, ball.epsilon) ** order - _power(x_adv - x, order, (1, 2, 3))
     own = before - centre
     own /= (_power(own, order) ** (1 / order)).clamp_(min=1e-12)
     there.copy_(x[losing])
@@ -233,13 +236,13 @@ def _shift(x: Tensor, x_adv: Tensor, threat: Threat, share: float, order: int) -
     power = (moved + unused / x.shape[1]).clamp_(min=0) * (x.shape[1] if project else 1)
     here.copy_(_placed(own + _random_dipole(x, *sides, order), centre, power, order, (2, 3)))
     if project:
-        x_adv.copy_(threat.project(x_adv, x))
+        x_adv.copy_(ball.project(x_adv))
         return [(x_adv, before_all)]
     return [(there, before_there), (here, before)]
 
 
-Start = Callable[[Tensor, Threat], Tensor]
-Move = Callable[[Tensor, Tensor, Threat, float], Changes]
+Start = Callable[[Any], Tensor]  # of a ball in that norm
+Move = Callable[[Any, Tensor, float], Changes]
 
 MOVES: dict[str, tuple[Start, Move]] = {
     "linf": (_stripes, _flip),
