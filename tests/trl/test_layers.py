@@ -15,6 +15,7 @@ ROOMS = (
         "nn",
         "registry",
         "spec",
+        "regions",
         "threat",
         "config",
         "results",

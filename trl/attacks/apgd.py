@@ -226,7 +226,9 @@ class _Search(ABC):
         runs = self.runs
         with torch.autocast(self.x_adv.device.type, enabled=False) if self.precise else nullcontext():
             if ascend:
-                self.gradient, loss, outputs = ascent(runs.model, self.x_adv, self.y, self.ascended, runs.classes)
+                self.gradient, loss, outputs = ascent(
+                    runs.model, self.x_adv, self.y, self.ascended, runs.classes, self.ball
+                )
             else:
                 outputs = logits_of(runs.model, self.x_adv, runs.classes)
                 loss = self.ascended(outputs, self.y)

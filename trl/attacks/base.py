@@ -12,6 +12,7 @@ from trl.attacks.eot import EoT
 from trl.attacks.losses import Loss
 from trl.common.errors import TrlError
 from trl.nn.logits import logits_of
+from trl.threat import Ball
 
 Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]  # (model, x, y) → x_adv
 
@@ -31,16 +32,18 @@ class Ascent(NamedTuple):
     outputs: Tensor
 
 
-def ascent(model: nn.Module, x_adv: Tensor, y: Tensor, loss: Loss, classes: int) -> Ascent:
+def ascent(model: nn.Module, x_adv: Tensor, y: Tensor, loss: Loss, classes: int, ball: Ball | None = None) -> Ascent:
     """The loss at `x_adv` and its gradient; NaN in the gradient, for example from infinite logits, becomes 0.
+
+    So does the gradient outside the region of `ball`, if that is given.
 
     For an `Orthogonal` loss the gradient is replaced by its `direction`, which takes two backward passes. For an `EoT`
     all values are means over its draws, computed with one draw in memory at a time.
     """
     if isinstance(model, EoT):
-        sums = ascent(model.model, x_adv, y, loss, classes)
+        sums = ascent(model.model, x_adv, y, loss, classes, ball)
         for _ in range(model.samples - 1):
-            sums = Ascent(*map(torch.add, sums, ascent(model.model, x_adv, y, loss, classes)))
+            sums = Ascent(*map(torch.add, sums, ascent(model.model, x_adv, y, loss, classes, ball)))
         return Ascent(*(part / model.samples for part in sums))
     with torch.enable_grad():
         x_adv = x_adv.detach().requires_grad_()
@@ -53,17 +56,18 @@ def ascent(model: nn.Module, x_adv: Tensor, y: Tensor, loss: Loss, classes: int)
     if isinstance(loss, Orthogonal):
         with torch.enable_grad():
             parts = [part(outputs, y).sum() for part in (loss.first, loss.second)]
-        first, second = (_gradient(part, x_adv, keep=part is parts[0]) for part in parts)
+        first, second = (_gradient(part, x_adv, ball, keep=part is parts[0]) for part in parts)
         gradient = loss.direction(first, second, loss.first_met(outputs, y))
     else:
-        gradient = _gradient(total, x_adv)
+        gradient = _gradient(total, x_adv, ball)
     return Ascent(gradient, values.detach(), outputs.detach())
 
 
-def _gradient(total: Tensor, x: Tensor, keep: bool = False) -> Tensor:
-    """The gradient at x; zero where it is missing or NaN. `keep` retains the graph."""
+def _gradient(total: Tensor, x: Tensor, ball: Ball | None, keep: bool = False) -> Tensor:
+    """The gradient at x; zero where it is missing or NaN, and outside the ball's region. `keep` retains the graph."""
     (gradient,) = torch.autograd.grad(total, x, retain_graph=keep, materialize_grads=True)
-    return gradient.nan_to_num(nan=0.0)
+    gradient = gradient.nan_to_num(nan=0.0)
+    return ball.cut(gradient) if ball else gradient
 
 
 def judge(

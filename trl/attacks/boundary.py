@@ -10,7 +10,7 @@ from trl.attacks.criterion import Criterion, Misclassified, Targeted
 from trl.attacks.losses import cw_margin
 from trl.common.errors import TrlError
 from trl.nn.logits import logits_of
-from trl.threat import column, length
+from trl.threat import Ball, column, length
 
 DUAL = {"linf": "l1", "l2": "l2", "l1": "linf"}  # norm of a step: norm of the gradient that gives the steepest slope
 
@@ -55,10 +55,11 @@ def safe_margin(outputs: Tensor, y: Tensor) -> Tensor:
 
 
 def nearest_boundary(
-    model: nn.Module, x: Tensor, y: Tensor, rivals: Tensor, criterion: Criterion, norm: str, classes: int
+    model: nn.Module, x: Tensor, y: Tensor, rivals: Tensor, criterion: Criterion, ball: Ball, classes: int
 ) -> Boundary:
-    """The linearised boundary nearest to x in `norm`: one forward pass, and one backward pass per rival.
+    """The linearised boundary nearest to x, in the norm and the region of `ball`.
 
+    Costs one forward pass, and one backward pass per rival.
     Candidates are the boundaries between y and its `rivals`; for `Targeted`, between y and the highest other class.
     """
     with torch.enable_grad():
@@ -73,22 +74,22 @@ def nearest_boundary(
     if not totals[0].requires_grad:
         warnings.warn("the model's logits have no gradient at its input: gradient attacks have no effect", stacklevel=4)
         return Boundary(torch.zeros_like(x), values[:, 0], outputs)
-    normal = _gradient(totals[0], x, keep=len(totals) > 1)
+    normal = _gradient(totals[0], x, ball, keep=len(totals) > 1)
     if len(totals) == 1:
         return Boundary(normal, values[:, 0], outputs)
-    value, distance = values[:, 0], _distance(values[:, 0], normal, norm)
+    value, distance = values[:, 0], _distance(values[:, 0], normal, ball.norm)
     for i, total in enumerate(totals[1:], start=1):
-        gradient = _gradient(total, x, keep=i + 1 < len(totals))
-        this = _distance(values[:, i], gradient, norm)
+        gradient = _gradient(total, x, ball, keep=i + 1 < len(totals))
+        this = _distance(values[:, i], gradient, ball.norm)
         nearer = this < distance
         value, distance = torch.where(nearer, values[:, i], value), torch.where(nearer, this, distance)
         normal = torch.lerp(normal, gradient, column(nearer.to(x.dtype), x))  # faster than where
     return Boundary(normal, value, outputs)
 
 
-def _gradient(total: Tensor, x: Tensor, keep: bool) -> Tensor:
+def _gradient(total: Tensor, x: Tensor, ball: Ball, keep: bool) -> Tensor:
     (gradient,) = torch.autograd.grad(total, x, retain_graph=keep, materialize_grads=True)
-    return gradient.nan_to_num(nan=0.0)
+    return ball.cut(gradient.nan_to_num(nan=0.0))
 
 
 def _distance(value: Tensor, gradient: Tensor, norm: str) -> Tensor:

@@ -58,7 +58,7 @@ def cw_l2(
         for step in range(steps):
             t = torch.tanh(w)
             x_adv = ball.confine((t + 1) / 2)
-            gradient, margin, outputs = ascent(viewed, x_adv, y, scored, classes)
+            gradient, margin, outputs = ascent(viewed, x_adv, y, scored, classes, ball)
             success = criterion.met(outputs, y) & (margin >= confidence)
             change = x_adv - x
             length = change.square().flatten(1).sum(1)

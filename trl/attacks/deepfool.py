@@ -48,7 +48,7 @@ def deepfool(
         met = criterion.met(outputs, y)  # x itself needs no safety margin
         ends, point, here, rows = x.clone(), x, ball, torch.arange(len(x), device=x.device)
         for step in range(steps):
-            plane = nearest_boundary(viewed, point, y[rows], others[rows], criterion, ball.norm, known)
+            plane = nearest_boundary(viewed, point, y[rows], others[rows], criterion, here, known)
             normal, value = plane.normal, plane.value
             met = met | (margin(plane.outputs, y[rows]) > safe[rows])
             if step % CHECK == 0:

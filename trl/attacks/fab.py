@@ -162,7 +162,7 @@ class _Search:
                     ball = ball[keep]
                     x = ball.x
                     best, earlier, last, aim = (t[keep] for t in (best, earlier, last, aim))
-            normal, value, _ = nearest_boundary(model, at, y, led, self.criterion, norm, classes)
+            normal, value, _ = nearest_boundary(model, at, y, led, self.criterion, ball, classes)
             value = value + ((point - at) * normal).sum(dims)
             value, climbed = (value - aim).to(x.dtype), ((point - x) * normal).sum(dims)
             from_point = step_to_hyperplane(point, normal, value, norm)

@@ -24,5 +24,5 @@ def fgsm(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, criterion: Crit
         if len(x) == 0:
             return x.clone()
         ball = threat.around(x)
-        gradient = ascent(criterion.view(model), x, y, criterion.loss(cross_entropy), classes).gradient
+        gradient = ascent(criterion.view(model), x, y, criterion.loss(cross_entropy), classes, ball).gradient
         return ball.project(x + steepest_step(x, gradient, ball.epsilon, ball.norm))

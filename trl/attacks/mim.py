@@ -40,7 +40,7 @@ def mim(
             return x.clone()
         ball, x_adv, momentum = threat.around(x), x, torch.zeros_like(x)
         for _ in range(steps):
-            gradient = ascent(viewed, x_adv, y, ascended, classes).gradient
+            gradient = ascent(viewed, x_adv, y, ascended, classes, ball).gradient
             mean = gradient.abs().mean(dims_of(x), keepdim=True)
             momentum.mul_(decay).add_(gradient / mean.clamp_(min=torch.finfo(x.dtype).tiny))
             x_adv = ball.project(ball.ascend(x_adv, momentum, step))

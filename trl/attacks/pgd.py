@@ -66,7 +66,7 @@ def pgd(
         swings = len(criterion.detectors) > 0
         best, highest = x_adv, x_adv.new_full((len(y),), -torch.inf, dtype=torch.float64)
         for _ in range(steps):
-            found = ascent(viewed, x_adv, y, ascended, classes)
+            found = ascent(viewed, x_adv, y, ascended, classes, ball)
             if swings:
                 best = torch.where(column(found.loss > highest, x_adv), x_adv, best)
                 highest = torch.maximum(highest, found.loss)

@@ -213,7 +213,7 @@ def _tiles(ball: Ball, order: int) -> Tensor:
     for top in range(height % side // 2, height - side + 1, side):
         for left in range(width % side // 2, width - side + 1, side):
             delta[..., top : top + side, left : left + side] = _random_dipole(x, side, side, order)
-    return _placed(delta, x, _radius(x, ball.epsilon) ** order, order, (1, 2, 3))
+    return _placed(ball.cut(delta), x, _radius(x, ball.epsilon) ** order, order, (1, 2, 3))
 
 
 def _shift(ball: Ball, x_adv: Tensor, share: float, order: int) -> Changes:
@@ -234,7 +234,8 @@ def _shift(ball: Ball, x_adv: Tensor, share: float, order: int) -> Changes:
     there.copy_(x[losing])
     moved = _power(before_there - x[losing], order) + _power(here - centre, order)
     power = (moved + unused / x.shape[1]).clamp_(min=0) * (x.shape[1] if project else 1)
-    here.copy_(_placed(own + _random_dipole(x, *sides, order), centre, power, order, (2, 3)))
+    delta = ball[gaining].cut(own + _random_dipole(x, *sides, order))
+    here.copy_(_placed(delta, centre, power, order, (2, 3)))
     if project:
         x_adv.copy_(ball.project(x_adv))
         return [(x_adv, before_all)]

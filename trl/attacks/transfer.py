@@ -4,9 +4,7 @@ They use no gradient of the attacked model, so gradient masking does not stop th
 arXiv 1602.02697; Athalye et al. 2018, section 3.1). `evaluate` checks that they respect the threat.
 """
 
-import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -15,10 +13,10 @@ from torch import Tensor, nn
 from trl.attacks.base import Attack
 from trl.common.arrays import read_npy, read_npz, read_safetensors
 from trl.common.errors import TrlError
+from trl.common.images import image_keys
 from trl.nn.modes import frozen
 
 KEY = "adversarials"  # in a file that holds several arrays
-LEVELS = 65535  # images are compared at this many levels, so that a uint8 image is found however it was divided by 255
 
 
 class Transfer(ABC):
@@ -66,11 +64,11 @@ class _Stored(Transfer):
                 f"{path}: holds adversarial images {list(self.adversarials.shape)} for images {list(images.shape)}; "
                 "give the images that they were made from, in the same order"
             )
-        self.rows = {key: row for row, key in enumerate(_keys(images))}
+        self.rows = {key: row for row, key in enumerate(image_keys(images))}
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         try:
-            rows = [self.rows[key] for key in _keys(x)]
+            rows = [self.rows[key] for key in image_keys(x)]
         except KeyError:
             raise TrlError(
                 f"{self.path}: asked for an image that was not given to from_file; "
@@ -97,10 +95,3 @@ def _read(path: Path) -> Tensor:
     if not images.is_floating_point():
         raise TrlError(f"{path}: holds {images.dtype}; give uint8, or floats in [0, 1]")
     return images.to(torch.promote_types(images.dtype, torch.float32))
-
-
-def _keys(images: Tensor) -> Iterator[bytes]:
-    """A key for each image; uint8 and [0, 1] floats of any sufficient precision give the same key."""
-    for image in images.detach().cpu():
-        whole = image.int() * (LEVELS // 255) if image.dtype == torch.uint8 else image.float().clamp(0, 1) * LEVELS
-        yield hashlib.blake2b(whole.round().int().numpy().tobytes(), digest_size=16).digest()

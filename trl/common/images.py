@@ -1,6 +1,8 @@
 """Check the images and labels that a caller gives; messages say how to fix them."""
 
+import hashlib
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -8,6 +10,7 @@ from torch import Tensor
 from trl.common.errors import TrlError
 
 TOLERANCE = 1e-5  # how far rounding may move a value out of [0, 1], or an image out of its ball
+LEVELS = 65535  # images are compared at this many levels, so that a uint8 image is found however it was divided by 255
 
 
 def check_input(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, int]:
@@ -80,6 +83,13 @@ def as_input(x: Tensor, device: torch.device) -> Tensor:
     if not (low >= -TOLERANCE and high <= 1 + TOLERANCE):
         raise TrlError(f"pixels lie in [{low:.7g}, {high:.7g}]: {range_hint(low, high)}")
     return x.clamp_(0, 1) if low < 0 or high > 1 else x
+
+
+def image_keys(images: Tensor) -> Iterator[bytes]:
+    """A key for each image; uint8 and [0, 1] floats of any sufficient precision give the same key."""
+    for image in images.detach().cpu():
+        whole = image.int() * (LEVELS // 255) if image.dtype == torch.uint8 else image.float().clamp(0, 1) * LEVELS
+        yield hashlib.blake2b(whole.round().int().numpy().tobytes(), digest_size=16).digest()
 
 
 def _dtype(tensor: Tensor) -> str:

@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from copy import copy
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -15,17 +15,18 @@ from trl.threat.norms import column, dims_of, empty_rows, length
 class Ball(ABC):
     """The points at most `epsilon` from each image of `x` in the norm `norm`, inside [0, 1].
 
-    `ball[rows]` is the ball around `x[rows]`, for an attack that drops samples.
+    `mask`, bool like `x`: the region in which a point may differ from `x`; None: everywhere. `ball[rows]` is the ball
+    around `x[rows]`, for an attack that drops samples.
     """
 
     norm: ClassVar[str]
 
-    def __init__(self, epsilon: float, x: Tensor) -> None:
-        self.epsilon, self.x = epsilon, x
+    def __init__(self, epsilon: float, x: Tensor, mask: Tensor | None = None) -> None:
+        self.epsilon, self.x, self.mask = epsilon, x, mask
 
-    def __getitem__(self, rows: Tensor) -> Self:
-        """The ball around `x[rows]`."""
-        return self._map(lambda tensor: tensor[rows])
+    def __getitem__(self, index: Any) -> Self:
+        """The ball around `x[index]`."""
+        return self._map(lambda tensor: tensor[index])
 
     def reshape(self, *shape: int) -> Self:
         """The same ball for images of another shape: [n,…]."""
@@ -33,15 +34,23 @@ class Ball(ABC):
 
     def at(self, epsilon: float) -> Self:
         """The ball of another size around the same images."""
-        return type(self)(epsilon, self.x)
+        return type(self)(epsilon, self.x, self.mask)
 
     @abstractmethod
     def project(self, x_adv: Tensor) -> Tensor:
         """A point of the ball near `x_adv`. Points already inside are returned unchanged, as a new tensor."""
 
     def confine(self, x_adv: Tensor) -> Tensor:
-        """The nearest point in [0, 1], however far from `x`; in place."""
-        return x_adv.clamp_(0, 1)
+        """The nearest point in [0, 1] that equals `x` outside the region, however far away; may overwrite `x_adv`."""
+        return self.restore(x_adv).clamp_(0, 1)
+
+    def restore(self, x_adv: Tensor) -> Tensor:
+        """`x_adv` inside the region, `x` outside."""
+        return x_adv if self.mask is None else torch.where(self.mask, x_adv, self.x)
+
+    def cut(self, change: Tensor) -> Tensor:
+        """`change`, such as a gradient, inside the region, 0 outside."""
+        return change if self.mask is None else torch.where(self.mask, change, 0.0)
 
     @abstractmethod
     def random_start(self) -> Tensor:
@@ -71,9 +80,9 @@ class LinfBall(Ball):
 
     norm = "linf"
 
-    def __init__(self, epsilon: float, x: Tensor) -> None:
-        super().__init__(epsilon, x)
-        self.low, self.high = (x - epsilon).clamp_(min=0), (x + epsilon).clamp_(max=1)
+    def __init__(self, epsilon: float, x: Tensor, mask: Tensor | None = None) -> None:
+        super().__init__(epsilon, x, mask)
+        self.low, self.high = ((x + self.cut(torch.full_like(x, e))).clamp_(0, 1) for e in (-epsilon, epsilon))
 
     def project(self, x_adv: Tensor) -> Tensor:
         """The nearest point inside, by clamping."""
@@ -81,7 +90,7 @@ class LinfBall(Ball):
 
     def random_start(self) -> Tensor:
         """Uniform noise in [-epsilon, epsilon] (Madry et al. 2018), then clamped to [0, 1]."""
-        return torch.add(self.x, empty_rows(self.x).uniform_(-self.epsilon, self.epsilon)).clamp_(0, 1)
+        return self.confine(torch.add(self.x, empty_rows(self.x).uniform_(-self.epsilon, self.epsilon)))
 
     def ascend(self, x_adv: Tensor, gradient: Tensor, step_size: float | Tensor) -> Tensor:
         """A step along the sign of the gradient."""
@@ -97,7 +106,7 @@ class L2Ball(Ball):
 
     def project(self, x_adv: Tensor) -> Tensor:
         """Scale back to the sphere if outside, then clamp: inside both, but not always the nearest such point."""
-        x, precision = self.x, torch.finfo(self.x.dtype)
+        x, x_adv, precision = self.x, self.restore(x_adv), torch.finfo(self.x.dtype)
         # rounding x + delta can lengthen it by up to √d·eps/4 (for values in [½, 1]): use a smaller radius
         radius = max(0.0, self.epsilon - math.sqrt(x.shape[1:].numel()) * precision.eps / 2)
         shrink = radius / length(x_adv - x, "l2").clamp_(min=precision.tiny)
@@ -105,9 +114,10 @@ class L2Ball(Ball):
 
     def random_start(self) -> Tensor:
         """A Gaussian direction with length epsilon·U^(1/d), which is uniform in the ball; then clamped to [0, 1]."""
-        noise, d = empty_rows(self.x).normal_(), self.x.shape[1:].numel()
-        size = length(noise, "l2")
-        return self.project(self.x + noise * (self.epsilon * torch.rand_like(size).pow_(1 / d) / size))
+        noise, d = self.cut(empty_rows(self.x).normal_()), self.x.shape[1:].numel()
+        size = length(noise, "l2").clamp_(min=torch.finfo(noise.dtype).tiny)  # 0 where the region is empty
+        share = 1 / d if self.mask is None else 1 / self.mask.sum(dims_of(noise), keepdim=True).clamp_(min=1)
+        return self.project(self.x + noise * (self.epsilon * torch.rand_like(size).pow_(share) / size))
 
     def ascend(self, x_adv: Tensor, gradient: Tensor, step_size: float | Tensor) -> Tensor:
         """A step along the normalised gradient."""
@@ -124,7 +134,7 @@ class L1Ball(Ball):
 
     def project(self, x_adv: Tensor) -> Tensor:
         """The nearest point inside (Croce & Hein 2021, arXiv 2103.01208, proposition 2.1)."""
-        x, precision, dims = self.x, torch.finfo(self.x.dtype), dims_of(self.x)
+        x, x_adv, precision, dims = self.x, self.restore(x_adv), torch.finfo(self.x.dtype), dims_of(self.x)
         radius = self.epsilon * (1 - 4 * precision.eps)  # leaves room for rounding of relative size eps below
         change = x_adv - x
         size = change.abs()
@@ -141,7 +151,7 @@ class L1Ball(Ball):
 
     def random_start(self) -> Tensor:
         """Uniform in the ball: signed exponentials divided by the sum of all and one more; then clamped to [0, 1]."""
-        x, noise = self.x, empty_rows(self.x).exponential_()
+        x, noise = self.x, self.cut(empty_rows(self.x).exponential_())
         total = noise.sum(dims_of(x), keepdim=True)
         noise *= self.epsilon / (total + torch.empty_like(total).exponential_())
         return self.project(x + noise.copysign_(empty_rows(x).uniform_(-1, 1)))

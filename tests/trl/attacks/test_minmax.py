@@ -76,7 +76,7 @@ def test_in_every_norm_the_projection_is_the_nearest_point(threat: Threat) -> No
         p = point + p - moved
         point = (moved + q).clamp(0, 1)
         q = moved + q - point
-    found = projection(threat, x)(x_adv)
+    found = projection(threat.around(x))(x_adv)
     assert threat.excess(found, x).max() == 0
     torch.testing.assert_close(found, point, rtol=0, atol=1e-6)
 
