@@ -147,7 +147,7 @@ def ours(job: Job, method: str, precision: str, passes: Counter[str]) -> Step:
     model = copy.deepcopy(job.model).to(memory_format=torch.channels_last).train()
     augment = config.augment
     data = TrainingData(job.images, job.device, augment.crop, augment.flip, augment.saturation)
-    threat = build_threat(recipe.threat.norm, recipe.threat.epsilon)
+    threat = build_threat(**recipe.threat.model_dump())
     setting = Setting(data, threat, config.label_smoothing, job.seed, job.model.head.in_features)
     objective = build_objective(recipe.methods[name].name, setting, **options)
     attack = build_attack_at(threat.epsilon, config.attack.name, threat, **config.attack.options)
@@ -365,7 +365,7 @@ def compare_accuracy(sizes: Sizes, recipe: Recipe, device: str, seed: int) -> di
     """Clean and robust accuracy and training seconds per seed, by trainer (None: not installed)."""
     data = recipe.data
     splits = split(load_dataset(data.name, **data.options), data.validation, data.split_seed)
-    threat, spec = build_threat(recipe.threat.norm, recipe.threat.epsilon), recipe.attack.attacks[ATTACK]
+    threat, spec = build_threat(**recipe.threat.model_dump()), recipe.attack.attacks[ATTACK]
     attacks = {ATTACK: build_attack(spec.name, threat, **spec.options)}
     trainers: dict[str, Any] = {"trl": train_ours, "torchattacks": train_plainly}
     found: dict[str, Any] = {name: {"clean": [], "robust": [], "seconds": []} for name in trainers}
@@ -415,7 +415,7 @@ def train_ours(model: nn.Module, recipe: Recipe, splits: Splits, epochs: int, de
     model.to(memory_format=torch.channels_last)
     config = recipe.train
     validation = config.validation.model_copy(update={"every": epochs})  # a plain loop does not select an epoch
-    threat = build_threat(recipe.threat.norm, recipe.threat.epsilon)
+    threat = build_threat(**recipe.threat.model_dump())
     setting = Setting(TrainingData(splits.train, device), threat, config.label_smoothing, seed)
     with redirect_stdout(sys.stderr):
         train(

@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from tasks.weights import check_weights
 
 if TYPE_CHECKING:
     from trl.results import AttackResult
+    from trl.threat import Threat
 
 
 def attack_model(stage: Stage) -> None:
@@ -32,7 +34,7 @@ def attack_model(stage: Stage) -> None:
     check_weights(paths)
     test = load_splits(stage.paths.data).test
     images, labels = test.images[: config.samples], test.labels[: config.samples]
-    threat = build_threat(recipe.threat.norm, recipe.threat.epsilon)
+    threat = build_threat(**recipe.threat.model_dump())
     attacks = {name: build_attack(spec.name, threat, **spec.options) for name, spec in config.attacks.items()}
     state = Path("checkpoints", stage.recipe_name, f"{stage.method}-{stage.seed}-attack")
     found = evaluate(
@@ -41,7 +43,8 @@ def attack_model(stage: Stage) -> None:
         state=state,
     )
 
-    make_threat = partial(build_threat, threat.name)
+    def make_threat(epsilon: float) -> "Threat":
+        return replace(threat, epsilon=epsilon)
 
     spec = config.curve.attack
     make_attack = partial(build_attack_at, name=spec.name, threat=threat, **spec.options)

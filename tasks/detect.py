@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,7 +37,9 @@ def detect(stage: Stage) -> None:
         Observed(model, data.images[:n], data.labels[:n], config.batch_size)
         for data, n in ((splits.train, None), (splits.validation, None), (splits.test, config.samples))
     )
-    threat = build_threat(recipe.threat.norm, recipe.threat.epsilon if config.epsilon is None else config.epsilon)
+    threat = build_threat(**recipe.threat.model_dump())
+    if config.epsilon is not None:
+        threat = replace(threat, epsilon=config.epsilon)
     state = Path("checkpoints", stage.recipe_name, f"{stage.method}-{stage.seed}-detect")
     attacker = Attacker(model, config, threat, threat.epsilon, stage.seed, state)
     try:

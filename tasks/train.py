@@ -52,7 +52,7 @@ def train_on(stage: Stage, device: str) -> None:
     architecture = recipe.model_of(stage.method)
     model = build_model(architecture.name, len(splits.classes), splits.train.shape, **architecture.options)
     model = model.to(device)
-    threat = build_threat(recipe.threat.norm, recipe.threat.epsilon)
+    threat = build_threat(**recipe.threat.model_dump())
     augment = config.augment
     setting = Setting(
         data=TrainingData(splits.train, device, augment.crop, augment.flip, augment.saturation),

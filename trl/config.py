@@ -9,24 +9,27 @@ from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, mode
 from trl.common.errors import TrlError
 from trl.common.numbers import Count, Fraction, NonNegative, Positive, Real
 from trl.registry import explain, refuse
-from trl.spec import AS_WRITTEN, NAMED_BY_KEY, Name, Section, Spec, SpecAndMore, spec_of
+from trl.spec import AS_WRITTEN, NAMED_BY_KEY, Name, Section, Spec, SpecAndMore, flat_spec_of, spec_of
 
 if TYPE_CHECKING:
     AttackSpec = Spec
     DetectorSpec = Spec
     ModelSpec = Spec
+    RegionSpec = dict[str, Any]
 else:
     AttackSpec = spec_of("trl.attacks:ATTACKS", former="attack")
     DetectorSpec = spec_of("trl.detectors:DETECTORS")
     ModelSpec = spec_of("trl.models:MODELS")
+    RegionSpec = flat_spec_of("trl.regions:REGIONS")
 Attacks = Annotated[dict[Name, AttackSpec], NAMED_BY_KEY, Field(min_length=1)]
 
 
 class Threat(Section):
-    """The threat model: perturbations of at most `epsilon` in `norm`, for images in [0, 1]."""
+    """Perturbations of at most `epsilon` in `norm`, for images in [0, 1]; inside `region` alone if there is one."""
 
     norm: Literal["linf", "l2", "l1"] = "linf"
     epsilon: NonNegative
+    region: RegionSpec | None = None
 
 
 class Optimizer(Section):

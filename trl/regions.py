@@ -6,7 +6,7 @@ Any such function will do; the ones here can be named in params.yaml and on the 
 dimensions before h are channels, and [n,d] has d pixels in a row.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -122,12 +122,6 @@ def mask_of(region: Region, x: Tensor) -> Tensor | None:
         )
     mask = torch.empty_like(x, dtype=torch.bool).copy_(mask)
     return None if bool(mask.all()) else mask
-
-
-def describe_region(region: Mapping[str, Any]) -> str:
-    """A region of params.yaml as the command line writes it: `background:threshold=0.1`."""
-    options = ",".join(f"{key}={value}" for key, value in region.items() if key != "name")
-    return f"{region['name']}:{options}" if options else str(region["name"])
 
 
 def _intensity(x: Tensor) -> Tensor:

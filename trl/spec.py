@@ -60,6 +60,19 @@ def spec_of(entry: str, former: str | None = None) -> Any:
     return Annotated[Spec, BeforeValidator(check)]
 
 
+def flat_spec_of(entry: str) -> Any:
+    """The type of a field that holds `{name: …, option: value, …}` for the registry `entry`, as a plain mapping.
+
+    Its options are checked and have their defaults filled in, unless the context is AS_WRITTEN.
+    """
+
+    def check(value: Any, info: ValidationInfo) -> dict[str, Any]:
+        spec = check_spec(entry, *split_name(entry, value), info)
+        return {"name": spec.name, **spec.options}
+
+    return Annotated[dict[str, Any], BeforeValidator(check)]
+
+
 def split_name(entry: str, value: Any, former: str | None = None) -> tuple[str, dict[str, Any]]:
     """Split `{name: …, option: value, …}` into name and options; for `former` see `spec_of`."""
     if isinstance(value, Mapping) and former in value:
@@ -67,6 +80,12 @@ def split_name(entry: str, value: Any, former: str | None = None) -> tuple[str, 
     if not (isinstance(value, Mapping) and isinstance(value.get("name"), str)):
         raise refuse(f"needs `name:`, one of {', '.join(_registry(entry).names())}")
     return _checked_name(value["name"]), {key: option for key, option in value.items() if key != "name"}
+
+
+def describe_spec(spec: Mapping[str, Any]) -> str:
+    """`{name: …, option: value, …}` as the command line writes it: `background:threshold=0.1`."""
+    options = ",".join(f"{key}={value}" for key, value in spec.items() if key != "name")
+    return f"{spec['name']}:{options}" if options else str(spec["name"])
 
 
 def check_spec(

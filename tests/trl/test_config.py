@@ -8,6 +8,8 @@ import yaml
 from trl.common.errors import TrlError
 from trl.config import Params, check_params, load_params
 from trl.models import build_model
+from trl.regions import Background
+from trl.threat import Linf, build_threat
 
 ROOT = Path(__file__).parents[2]
 SHAPES = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "fashion_mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
@@ -51,6 +53,16 @@ def test_options_left_out_get_their_defaults() -> None:
     assert recipe.methods["tla"].options["positive"] == "other"
     assert recipe.methods["tla_rn"].name == "tla"
     assert recipe.attack.attacks["pgd"].options["random_start"] is True
+
+
+def test_a_region_is_a_mapping_with_its_defaults(raw: Any) -> None:
+    raw["recipes"]["digits"]["threat"]["region"] = {"name": "background"}
+    threat = check_params(raw).recipes["digits"].threat
+    assert threat.model_dump() == {"norm": "linf", "epsilon": 0.2, "region": {"name": "background", "threshold": 0.1}}
+    assert build_threat(**threat.model_dump()) == Linf(0.2).within(Background())
+    recipe = check_params(raw, as_written=True).recipes["digits"]
+    assert recipe.threat.region == {"name": "background"}
+    assert recipe.checked().threat == threat
 
 
 def test_what_is_only_shown_stays_as_it_is_written(raw: Any) -> None:
@@ -97,6 +109,13 @@ def change(raw: Any, path: str, value: Any) -> Any:
         ("recipes.digits.threat.epsilon", -0.1, "recipes.digits.threat.epsilon: should be greater than or equal to 0"),
         ("recipes.digits.threat.epsilon", "8/0", "recipes.digits.threat.epsilon: should be a valid number"),
         ("recipes.digits.threat.norm", "l0", "recipes.digits.threat.norm: should be 'linf', 'l2' or 'l1', not 'l0'"),
+        ("recipes.digits.threat.region", {"name": "sky"}, "recipes.digits.threat.region: unknown region 'sky'; known"),
+        ("recipes.digits.threat.region", "border", "recipes.digits.threat.region: needs `name:`, one of background"),
+        (
+            "recipes.digits.threat.region",
+            {"name": "border", "width": 0},
+            "recipes.digits.threat.region.width: should be greater than or equal to 1",
+        ),
         ("recipes.digits.train.epochs", 0, "recipes.digits.train.epochs: should be greater than or equal to 1, not 0"),
         ("recipes.digits.train.epochs", "many", "recipes.digits.train.epochs: should be a valid integer"),
         ("recipes.digits.train.epochs", 1.5, "recipes.digits.train.epochs: should be a valid integer"),

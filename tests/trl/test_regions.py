@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from trl.common.errors import TrlError
-from trl.regions import REGIONS, Background, Border, Foreground, MaskFile, build_region, describe_region
+from trl.regions import REGIONS, Background, Border, Foreground, MaskFile, build_region
+from trl.spec import describe_spec
 from trl.threat import Linf, build_threat
 
 
@@ -91,5 +92,5 @@ def test_regions_that_do_not_exist(region: dict[str, Any], message: str) -> None
 def test_a_region_by_its_name() -> None:
     given = {"name": "background", "threshold": 0.2}
     assert build_threat("linf", 0.3, given) == Linf(0.3).within(Background(threshold=0.2))
-    assert describe_region(given) == "background:threshold=0.2"
-    assert describe_region({"name": "border"}) == "border"
+    assert describe_spec(given) == "background:threshold=0.2"
+    assert describe_spec({"name": "border"}) == "border"

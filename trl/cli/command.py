@@ -97,8 +97,10 @@ class _List(argparse.Action):
         from trl.attacks import ATTACKS
         from trl.data import DATASETS
         from trl.models import MODELS
+        from trl.regions import REGIONS
 
-        for heading, registry in (("attacks", ATTACKS), ("architectures", MODELS), ("data sets", DATASETS)):
+        known = (("attacks", ATTACKS), ("architectures", MODELS), ("data sets", DATASETS), ("regions", REGIONS))
+        for heading, registry in known:
             print(f"{heading}:")
             for name in registry.names():
                 fields = registry.options(name.replace("*", "28_10")).model_fields
@@ -110,7 +112,7 @@ class _List(argparse.Action):
 def add_sources(parser: argparse.ArgumentParser) -> None:
     """Arguments that name a model and its data."""
     add = parser.add_argument
-    add("--list", action=_List, nargs=0, help="print the attacks, architectures and data sets with their options")
+    add("--list", action=_List, nargs=0, help="print all attacks, architectures, data sets and regions with options")
     add(
         "--model",
         required=True,

@@ -39,7 +39,7 @@ def robustness(given: argparse.Namespace) -> dict[str, Any]:
     from trl.nn.device import choose_device
 
     check_writable(given.save_adversarials)
-    threat, attacks, options = _attacks(given)
+    threat, allowed, attacks, options = _attacks(given)
     device = choose_device(given.device)
     (model, x, y), facts, warnings = open_both(given, device, given.samples)
     key = model_key(given.model, model) if given.state else None
@@ -60,7 +60,7 @@ def robustness(given: argparse.Namespace) -> dict[str, Any]:
     summary = found.summary()
     return {
         **facts,
-        "threat": {"norm": threat.name, "epsilon": threat.epsilon},
+        "threat": allowed,
         "attacks": options,
         "eight_bit": given.eight_bit,
         "batch_size": given.batch_size,
@@ -77,6 +77,7 @@ def robustness(given: argparse.Namespace) -> dict[str, Any]:
 def table(result: dict[str, Any]) -> str:
     """The figures as a table: a line for clean images, each attack, its parts, and the worst case."""
     from trl.report.table import show_epsilon
+    from trl.spec import describe_spec
 
     def line(name: str, figures: dict[str, float], cost: dict[str, float] | None = None) -> str:
         accuracy = f"{100 * figures['accuracy']:8.2f}  {100 * figures['low']:6.2f}–{100 * figures['high']:5.2f}"
@@ -84,11 +85,12 @@ def table(result: dict[str, Any]) -> str:
         return f"{name:<{width}}{accuracy}{shown}"
 
     threat, costs = result["threat"], result["cost"]
+    inside = f", inside {describe_spec(threat['region'])}" if "region" in threat else ""
     width = 2 + max(map(len, ["  apgd_dlr", *result["robust"]]))
     lines = [
         f"model   {result['model']['source']} ({result['model']['sha256'][:12]})",
         f"data    {result['data']['source']}, {result['data']['samples']:,} images",
-        f"threat  {threat['norm']}, epsilon {show_epsilon(threat['epsilon'])}; percent, with 95 % intervals",
+        f"threat  {threat['norm']}, epsilon {show_epsilon(threat['epsilon'])}{inside}; percent, with 95 % intervals",
         "",
         f"{'':<{width}}accuracy       interval    forwards   backwards  seconds",
         line("clean", result["clean"]),
@@ -109,6 +111,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--samples", type=int, metavar="N", help="use only the first N images (default: all)")
     add("--norm", default="linf", help="norm of the threat (default linf)")
     add("--epsilon", required=True, help="largest perturbation of images in [0, 1], such as 8/255")
+    add(
+        "--region",
+        metavar="NAME[:OPTIONS]",
+        help="where images may change, such as background:threshold=0.1 or border:width=2 (default: everywhere)",
+    )
     add(
         "--attack",
         action="append",
@@ -139,13 +146,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _attacks(given: argparse.Namespace) -> "tuple[Threat, dict[str, Attack], dict[str, Any]]":
-    """The threat, the attacks by label, and their description for the JSON."""
+def _attacks(given: argparse.Namespace) -> "tuple[Threat, dict[str, Any], dict[str, Attack], dict[str, Any]]":
+    """The threat with its description for the JSON, and the attacks by label with theirs."""
     from pydantic import TypeAdapter, ValidationError
 
     from trl.attacks import ATTACKS, build_attack
     from trl.cli.sources import parse_choice
     from trl.common.numbers import NonNegative
+    from trl.regions import REGIONS
     from trl.threat import build_threat
 
     try:
@@ -154,7 +162,11 @@ def _attacks(given: argparse.Namespace) -> "tuple[Threat, dict[str, Attack], dic
         raise TrlError(f"--epsilon {given.epsilon}: give a number of at least 0, such as 8/255") from None
     if given.samples is not None and given.samples < 1:
         raise TrlError(f"--samples {given.samples}: give at least 1")
-    threat = build_threat(given.norm, epsilon)
+    allowed: dict[str, Any] = {"norm": given.norm, "epsilon": epsilon}
+    if given.region:
+        region, settings = parse_choice(given.region)
+        allowed["region"] = {"name": region, **REGIONS.check(region, settings)}
+    threat = build_threat(**allowed)
     texts = given.attack or ["autoattack"]
     choices = [parse_choice(text) for text in texts]
     names = [name for name, _ in choices]
@@ -166,7 +178,7 @@ def _attacks(given: argparse.Namespace) -> "tuple[Threat, dict[str, Attack], dic
         checked = ATTACKS.check(name, options)
         attacks[label] = build_attack(name, threat, **options)
         described[label] = {"attack": name, **checked}
-    return threat, attacks, described
+    return threat, allowed, attacks, described
 
 
 if __name__ == "__main__":

@@ -122,7 +122,8 @@ def evaluate(
     `x`: uint8, or float in [0, 1]; `y`: any integer type. Both may be on another device than the model: batches are
     converted and moved one at a time; x and y are never modified. The model is first tried on batches of one and two
     images, and is put into eval mode by its own eval(). Correctness is decided in fp32, on exactly the images that are
-    returned, after checking that they lie in [0, 1] and in the threat's ball.
+    returned, after checking that they lie in [0, 1] and in the threat's ball,
+    and differ from x only inside its region.
 
     `precision` "bf16" lets attacks that support it (`searches_in_half`) search in bf16, if that is measured to be
     faster on the device (`has_fast_bf16`); an attack that raises continues in fp32. `costs` records which was used.
@@ -151,7 +152,7 @@ def evaluate(
     that needs a key.
     """
     _check_names(attacks)
-    classes = check_setup(model, x, y, batch_size)
+    classes = check_setup(model, x, y, batch_size, threat)
     check_criterion(criterion)
     half = may_use_half(model, precision)
     stored = open_state(

@@ -73,7 +73,8 @@ def check_budget(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, steps: 
         x, y = x[right], y[right]
         if len(x) == 0:
             return []
-        everything = replace(threat, epsilon=float(threat.distance(torch.ones_like(x[:1]), torch.zeros_like(x[:1]))))
+        largest = float(threat.distance(torch.ones_like(x[:1]), torch.zeros_like(x[:1])))
+        everything = replace(threat, epsilon=largest, region=None)  # a region may hold too little to fool the model
 
         def left(threat: Threat, steps: int) -> int:
             x_adv = pgd(model, x, y, threat, steps=steps, random_start=False)

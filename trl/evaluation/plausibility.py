@@ -12,6 +12,7 @@ from trl.attacks.base import Attack
 from trl.attacks.ensemble import parts_of
 from trl.attacks.mim import mim
 from trl.attacks.pgd import bim, cw, pgd
+from trl.common.images import as_input
 from trl.evaluation.masking import subsample_rows
 from trl.evaluation.signs import Sign
 from trl.nn.modes import kept_in_training
@@ -28,7 +29,7 @@ def check_setting(model: nn.Module, x: Tensor, attacks: Mapping[str, Attack], th
 
     `x` uint8 or float in [0, 1], [n,…]. The model must still be in the modes in which it was given.
     """
-    signs = [_modes(kept_in_training(model)), _epsilon(threat, x), _steps(attacks), _dark(x)]
+    signs = [_modes(kept_in_training(model)), _epsilon(threat, x), _region(threat, x), _steps(attacks), _dark(x)]
     return [sign for sign in signs if sign]
 
 
@@ -64,12 +65,26 @@ def _modes(kept: list[str]) -> Sign | None:
 def _epsilon(threat: Threat, x: Tensor) -> Sign | None:
     image = torch.zeros(1, *x.shape[1:])
     everything = float(threat.distance(torch.ones_like(image), image))
-    if threat.epsilon < everything:
+    if threat.epsilon < everything or threat.region is not None:
         return None
     return Sign(
         "epsilon",
         f"{threat.name} epsilon {threat.epsilon:g} allows an attack to turn any image into any other, so robust "
         f"accuracy means nothing. Give epsilon for images in [0, 1], such as {threat.epsilon:g}/255.",
+    )
+
+
+def _region(threat: Threat, x: Tensor) -> Sign | None:
+    if threat.region is None:
+        return None
+    mask = threat.around(as_input(x[subsample_rows(x)], x.device)).mask
+    empty = 0.0 if mask is None else 1 - float(mask.flatten(1).any(1).float().mean())
+    if empty == 0:
+        return None
+    return Sign(
+        "region",
+        f"the region of {empty:.0%} of the images is empty: no attack can change them, so they count as robust if they "
+        "are classified correctly. Check the region's options.",
     )
 
 

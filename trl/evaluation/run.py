@@ -24,7 +24,7 @@ from trl.nn.inference import device_of, full_precision, kept_generators, try_out
 from trl.nn.logits import checked_logits
 from trl.nn.modes import evaluating, to_eval
 from trl.nn.precision import Precision, has_fast_bf16, may_search_in_half
-from trl.threat import Threat
+from trl.threat import Ball, Threat
 
 
 def survivors(
@@ -43,7 +43,7 @@ def survivors(
 
     `evaluate` for one attack, without its checks for signs. The attack's seed depends on `name`.
     """
-    check_setup(model, x, y, batch_size)
+    check_setup(model, x, y, batch_size, threat)
     half, parts = may_use_half(model, precision), parts_of(name, attack)
     with evaluating(model), Progress("evaluate", (1 + len(parts)) * len(x), "images") as progress:
         run = Run(model, x, y, threat, batch_size, seed, State(None, x.shape), progress, half=half)
@@ -70,7 +70,7 @@ def attack_all(
     For evaluating a detector, which has to tell all attacked images from natural ones. Arguments, checks, seeds and
     errors are those of `evaluate`.
     """
-    check_setup(model, x, y, batch_size)
+    check_setup(model, x, y, batch_size, threat)
     stored = open_state(state, key, model, x, y, {"perturb": attack}, threat, batch_size, seed)
     everything = torch.ones(len(x), dtype=torch.bool)
     with evaluating(model), Progress("perturb", len(x), "images") as progress:
@@ -78,13 +78,16 @@ def attack_all(
     return stored.take()
 
 
-def check_setup(model: nn.Module, x: Tensor, y: Tensor, batch_size: int) -> int:
-    """The model's number of classes; TrlError for images, labels or a model that cannot be evaluated."""
+def check_setup(model: nn.Module, x: Tensor, y: Tensor, batch_size: int, threat: Threat) -> int:
+    """The model's number of classes; TrlError for images, labels, a model or a region that cannot be evaluated."""
     check_images_and_labels(x, y)
     if len(x) == 0:
         raise TrlError("there are no images: give at least one")
     if batch_size < 1:
         raise TrlError(f"batch_size is {batch_size}: give at least 1")
+    if threat.region is not None:
+        for rows in batches(len(x), batch_size):
+            threat.around(as_input(x[rows], device_of(model)))
     return try_out(model, x).shape[1]
 
 
@@ -210,9 +213,10 @@ class Run:
             with seeded(x.device, seed), torch.enable_grad(), half:
                 result = attack(self.model, x.clone(), y.clone())  # copies: an attack may modify its input
             to_eval(self.model)  # a third-party attack may leave it in training mode
-            checked = _checked(name, result, x, self.threat)
+            ball = self.threat.around(x)
+            checked = _checked(name, result, self.threat, ball)
             cost.searched_in(precision)
-            return to_eight_bit(checked, x, self.threat) if self.eight_bit else checked
+            return ball.restore(to_eight_bit(checked, x, self.threat)) if self.eight_bit else checked
 
         if self.half and may_search_in_half(attack) and "fp32" not in cost.precision:
             try:
@@ -244,8 +248,9 @@ def _withstands(model: nn.Module, x: Tensor, y: Tensor, what: str, criterion: Cr
     return ~criterion.met(outputs, y)
 
 
-def _checked(name: str, result: object, x: Tensor, threat: Threat) -> Tensor:
-    """The result of an attack on x as float32 on the device of x; TrlError if it breaks the rules."""
+def _checked(name: str, result: object, threat: Threat, ball: Ball) -> Tensor:
+    """The result of an attack on `ball.x` as float32 on the device of x; TrlError if it breaks the rules."""
+    x = ball.x
     if not isinstance(result, Tensor) or result.shape != x.shape or not result.is_floating_point():
         given = f"{tuple(result.shape)} {result.dtype}" if isinstance(result, Tensor) else type(result).__name__
         raise TrlError(f"attack {name!r} returned {given}: it must return floating-point images {tuple(x.shape)}")
@@ -256,7 +261,12 @@ def _checked(name: str, result: object, x: Tensor, threat: Threat) -> Tensor:
     outside = float(torch.maximum(-low, high - 1))
     if outside > TOLERANCE:
         raise TrlError(f"attack {name!r} leaves [0, 1] by {outside:.4g}: clip its result")
-    x_adv = x_adv.clamp(0, 1)
+    strayed = float((x_adv - ball.restore(x_adv)).abs().max())
+    if strayed > TOLERANCE:
+        raise TrlError(
+            f"attack {name!r} leaves the region by up to {strayed:.4g}: give it the threat of the evaluation"
+        )
+    x_adv = ball.restore(x_adv).clamp(0, 1)
     excess = float(threat.excess(x_adv, x).max())
     if excess > 0:
         half_level = threat.distance(torch.full_like(x[:1], 0.5 / LEVELS), torch.zeros_like(x[:1])) + TOLERANCE

@@ -21,6 +21,7 @@ from trl.report.table import (
     show_epsilon,
 )
 from trl.results import Results
+from trl.spec import describe_spec
 
 NORMS = {"linf": "ℓ∞", "l2": "ℓ2", "l1": "ℓ1"}
 
@@ -148,5 +149,6 @@ def _figure(path: Path, results: Results) -> dict[str, str]:
     }
 
 
-def _threat(norm: str, epsilon: float) -> str:
-    return f"{NORMS.get(norm, norm)}, ε = {show_epsilon(epsilon)}"
+def _threat(norm: str, epsilon: float, region: Mapping[str, Any] | None = None) -> str:
+    inside = f", inside {describe_spec(region)}" if region else ""
+    return f"{NORMS.get(norm, norm)}, ε = {show_epsilon(epsilon)}{inside}"

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from safetensors import safe_open
@@ -94,6 +95,19 @@ def test_the_figures_are_those_of_evaluate(folder: Path, capsys: pytest.CaptureF
     again = ["--model", str(folder), "--data", "worst.safetensors", "--epsilon", "0", "--attack", "fgsm"]
     assert main(again) == 0
     assert json.loads(capsys.readouterr().out)["clean"] == result["robust"]["worst"]
+
+
+def test_a_region(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--model", str(folder), "--data", "digits", "--samples", "60", "--epsilon", "0.3", "--attack", "fgsm"]
+    written = ["--region", "background:threshold=0.2", "--save-adversarials", "local.safetensors"]
+    assert main([*given, *written]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["threat"]["region"] == {"name": "background", "threshold": 0.2}
+    assert "linf, epsilon 0.3, inside background:threshold=0.2; percent" in err
+    x = load_dataset("digits").test.images[:60] / 255
+    change = load_file("local.safetensors")["images"] - x
+    assert change.any()
+    assert not change[x >= 0.2].any()
 
 
 def test_the_same_attack_with_two_settings(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -209,6 +223,9 @@ def test_list_names_what_can_be_chosen(capsys: pytest.CaptureFixture[str]) -> No
         ({"--attack": "pgd:steps=0"}, "attack pgd: steps: should be greater than or equal to 1, not 0"),
         ({"--attack": "pgd:steps"}, "cannot parse 'pgd:steps'; write NAME"),
         ({"--norm": "l7"}, "unknown norm 'l7'; known: linf"),
+        ({"--region": "sky"}, "unknown region 'sky'; known: background, border"),
+        ({"--region": "border:width=0"}, "region border: width: should be greater than or equal to 1, not 0"),
+        ({"--region": "mask:path=few.npz"}, "few.npz: holds no mask for some of the images"),
         ({"--epsilon": "8/0"}, "--epsilon 8/0: give a number of at least 0, such as 8/255"),
         ({"--epsilon": "-1"}, "--epsilon -1: give a number"),
         ({"--samples": "0"}, "--samples 0: give at least 1"),
@@ -224,6 +241,7 @@ def test_errors_are_one_line(
     x, y = torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 3])
     save_file({"images": torch.rand(4, 1, 8, 9), "labels": y}, "wide.safetensors")
     save_file({"images": x, "labels": torch.tensor([0, 1, 2, 10])}, "classes.safetensors")
+    numpy.savez("few.npz", images=x.numpy(), masks=(x > 0.5).numpy())
     save_file({"images": 255 * x, "labels": y}, "bright.safetensors")
     save_file({"images": x, "labels": y[:3]}, "shifted.safetensors")
     usual = {"--model": str(folder), "--data": "digits", "--epsilon": "0.1", "--attack": "fgsm", "--samples": "4"}
