@@ -150,7 +150,7 @@ def ours(job: Job, method: str, precision: str, passes: Counter[str]) -> Step:
     threat = build_threat(**recipe.threat.model_dump())
     setting = Setting(data, threat, config.label_smoothing, job.seed, job.model.head.in_features)
     objective = build_objective(recipe.methods[name].name, setting, **options)
-    attack = build_attack_at(threat.epsilon, config.attack.name, threat, **config.attack.options)
+    attack = build_attack_at(threat.epsilon, config.attack.name, objective.threat, **config.attack.options)
     stream = ShuffledStream(len(job.images), batch, derive_seed(job.seed, "batches"))
     changes = {"batch_size": batch, "precision": precision}
     run = Run(model, objective, config.model_copy(update=changes), torch.device(job.device), setting.processes)

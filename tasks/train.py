@@ -52,18 +52,19 @@ def train_on(stage: Stage, device: str) -> None:
     architecture = recipe.model_of(stage.method)
     model = build_model(architecture.name, len(splits.classes), splits.train.shape, **architecture.options)
     model = model.to(device)
-    threat = build_threat(**recipe.threat.model_dump())
     augment = config.augment
     setting = Setting(
         data=TrainingData(splits.train, device, augment.crop, augment.flip, augment.saturation),
-        threat=threat,
+        threat=build_threat(**recipe.threat.model_dump()),
         label_smoothing=config.label_smoothing,
         seed=stage.seed,
         embedding=model.head.in_features,
     )
     method = recipe.methods[stage.method]
     objective = build_objective(method.name, setting, **method.options)
-    validation_attack = build_attack(config.validation.attack.name, threat, **config.validation.attack.options)
+    validation_attack = build_attack(
+        config.validation.attack.name, objective.threat, **config.validation.attack.options
+    )
     fingerprint = _fingerprint(stage, splits.sha256)
     checkpoint = Checkpoint(
         Path("checkpoints", stage.recipe_name, f"{stage.method}-{stage.seed}-{fingerprint}.pt"),
@@ -74,7 +75,7 @@ def train_on(stage: Stage, device: str) -> None:
         model,
         objective,
         setting,
-        partial(build_attack_at, name=config.attack.name, threat=threat, **config.attack.options),
+        partial(build_attack_at, name=config.attack.name, threat=objective.threat, **config.attack.options),
         splits.validation,
         validation_attack,
         config,

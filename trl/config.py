@@ -9,18 +9,16 @@ from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, mode
 from trl.common.errors import TrlError
 from trl.common.numbers import Count, Fraction, NonNegative, Positive, Real
 from trl.registry import explain, refuse
-from trl.spec import AS_WRITTEN, NAMED_BY_KEY, Name, Section, Spec, SpecAndMore, flat_spec_of, spec_of
+from trl.spec import AS_WRITTEN, NAMED_BY_KEY, Name, RegionSpec, Section, Spec, SpecAndMore, spec_of
 
 if TYPE_CHECKING:
     AttackSpec = Spec
     DetectorSpec = Spec
     ModelSpec = Spec
-    RegionSpec = dict[str, Any]
 else:
     AttackSpec = spec_of("trl.attacks:ATTACKS", former="attack")
     DetectorSpec = spec_of("trl.detectors:DETECTORS")
     ModelSpec = spec_of("trl.models:MODELS")
-    RegionSpec = flat_spec_of("trl.regions:REGIONS")
 Attacks = Annotated[dict[Name, AttackSpec], NAMED_BY_KEY, Field(min_length=1)]
 
 

@@ -2,7 +2,7 @@
 
 import importlib
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from pydantic import (
     BaseModel,
@@ -150,3 +150,9 @@ def _registry(entry: str) -> Registry:
     package, name = entry.split(":")
     registry: Registry = getattr(importlib.import_module(package), name)
     return registry
+
+
+if TYPE_CHECKING:
+    RegionSpec = dict[str, Any]
+else:
+    RegionSpec = flat_spec_of("trl.regions:REGIONS")

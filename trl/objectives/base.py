@@ -55,6 +55,7 @@ class Objective(nn.Module):
     """A way to train. `selects` names the validation figure by which its best epoch is chosen.
 
     `attack_options` are options of the training attack that the objective sets itself, such as the loss to ascend.
+    `threat` is what the attacks in training and validation may do: the setting's, unless the objective has its own.
     Its parameters are trained beside the model's, and its buffers are what one step leaves to the next: both are part
     of a checkpoint.
     """
@@ -64,7 +65,7 @@ class Objective(nn.Module):
 
     def __init__(self, setting: Setting) -> None:
         super().__init__()
-        self.setting = setting
+        self.setting, self.threat = setting, setting.threat
 
     def forward(self, model: nn.Module, batch: Batch) -> Terms:
         """The loss of one batch, as `Terms`."""

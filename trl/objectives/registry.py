@@ -12,6 +12,7 @@ OBJECTIVES = Registry(
         "trades": "trl.objectives.trades:Trades",
         "mart": "trl.objectives.mart:Mart",
         "minmax": "trl.objectives.minmax:MinMax",
+        "localized": "trl.objectives.localized:Localized",
         "tla": "trl.objectives.tla:TripletAdversarial",
     },
 )

@@ -25,6 +25,7 @@ from trl.evaluation.run import survivors
 from trl.nn.batch_norm import share_batch_norm
 from trl.nn.parallel import Processes
 from trl.objectives.base import Batch, Objective, Setting, Terms
+from trl.threat import Threat
 from trl.training.checkpoint import Checkpoint
 from trl.training.interrupt import interrupts_noted
 from trl.training.optimizer import build_optimizer
@@ -61,8 +62,8 @@ def train(
 ) -> Outcome:
     """Train `model` in place on its own device, and return the weights of its best validated epoch.
 
-    `attack_at` gives the training attack for an epsilon, which grows to the threat's over `epsilon_warmup_epochs`, and
-    for the objective's `attack_options`.
+    `attack_at` gives the training attack for an epsilon, which grows to that of `objective.threat` over
+    `epsilon_warmup_epochs`, and for the objective's `attack_options`.
 
     Every random draw is a function of (`setting.seed`, step) and, among several processes, the rank; `checkpoint` holds
     the rest, so a run that is killed and repeated by as many processes ends with the same weights. `on_epoch` receives
@@ -70,8 +71,8 @@ def train(
     `objective.selects`, then the highest clean accuracy, then the earliest.
     A first Ctrl-C or SIGTERM to a single process saves a checkpoint after the step, and raises KeyboardInterrupt.
     TrlError if the training attack lacks an option that the objective sets, if the loss or a weight becomes NaN or
-    infinite, if a checkpoint cannot be written, and if the processes
-    cannot share a batch evenly or see different checkpoints.
+    infinite, if the region is empty in a whole batch, if a checkpoint cannot be written, and if the processes cannot
+    share a batch evenly or see different checkpoints.
     """
     device = next(model.parameters()).device
     processes = setting.processes
@@ -102,9 +103,10 @@ def train(
             torch.manual_seed(step_seed(setting, run.step))
             indices = processes.rows(stream.indices(run.step))
             x, y = setting.data.take(indices)
+            _check_region(objective.threat, x)
             setting.data.ahead(processes.rows(stream.indices(run.step + 1)))
             warmup = warmed_up(epoch, config.epsilon_warmup_epochs)
-            attack = attack_at(setting.threat.epsilon * warmup, **objective.attack_options)
+            attack = attack_at(objective.threat.epsilon * warmup, **objective.attack_options)
             batch = Batch(x, y, indices, run.step, attack, warmup)
             run.update(batch, step_seed(setting, run.step), gamma_at(epoch, config.weight_perturbation))
             run.seconds += time.monotonic() - started
@@ -118,7 +120,7 @@ def train(
             if end_of_epoch:
                 row = run.end_epoch(stream.per_epoch)
                 if row["epoch"] % config.validation.every == 0 or run.step == total:
-                    row |= run.validate(validation, validation_attack, setting)
+                    row |= run.validate(validation, validation_attack, setting.seed)
                     run.select(row, objective.selects)
                 on_epoch(row)
                 if not progress.terminal and processes.rank == 0:
@@ -242,13 +244,13 @@ class Run:
         self.history.append(row)
         return row
 
-    def validate(self, data: ImageSet, attack: Attack, setting: Setting) -> Row:
+    def validate(self, data: ImageSet, attack: Attack, seed: int) -> Row:
         """Clean and robust accuracy on the validation images; the first process tells the others."""
         found = [0.0, 0.0]
         if self.processes.rank == 0:
             correct = survivors(
-                *(self.evaluated, data.images, data.labels, attack, setting.threat),
-                seed=setting.seed,
+                *(self.evaluated, data.images, data.labels, attack, self.objective.threat),
+                seed=seed,
                 name="validation",
                 precision=self.config.precision,
             )
@@ -301,6 +303,14 @@ def step_seed(setting: Setting, step: int) -> int:
     """What seeds this process's draws in `step`. The rank counts only beside others."""
     rank = (setting.processes.rank,) if setting.processes.size > 1 else ()
     return derive_seed(setting.seed, "step", step, *rank)
+
+
+def _check_region(threat: Threat, x: Tensor) -> None:
+    """TrlError if the region is empty in every image of a batch: the attack would do nothing."""
+    if threat.region is not None:
+        mask = threat.around(x).mask
+        if mask is not None and not mask.any():
+            raise TrlError("the training region is empty in every image of a batch; check its name and options")
 
 
 def _line(row: Row, epochs: int) -> str:

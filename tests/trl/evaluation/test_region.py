@@ -81,8 +81,8 @@ def test_a_function_of_yours_needs_a_key_and_named_regions_do_not(tmp_path: Path
     torch.manual_seed(0)
     model, x, y = build_model("mlp", 3, (1, 4, 4), width=8, depth=1), torch.rand(9, 1, 4, 4), torch.arange(9) % 3
 
-    def run(threat: Threat, attacked: Threat = Linf(0.0), key: str | None = None) -> int:
-        attacks = {"a": build_attack("fgsm", attacked)}
+    def run(threat: Threat, attacked: Threat | None = None, key: str | None = None) -> int:
+        attacks = {"a": build_attack("fgsm", attacked or Linf(0.0))}
         evaluate(model, x, y, attacks, threat, checks=False, state=tmp_path, key=key)
         return len(list(tmp_path.iterdir()))
 

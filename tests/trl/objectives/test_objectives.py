@@ -15,6 +15,7 @@ from trl.common.seeds import derive_seed
 from trl.data import ShuffledStream, TrainingData
 from trl.objectives import OBJECTIVES, build_objective
 from trl.objectives.base import Batch, Setting, forward_groups
+from trl.regions import Background, Border
 
 
 def batch(used: Setting, step: int = 0) -> Batch:
@@ -320,3 +321,29 @@ def test_bad_options_are_one_line(name: str, options: dict[str, Any], message: s
     with pytest.raises(TrlError, match=message) as caught:
         build_objective(name, setting(), **options)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.3, 1.0])
+def test_localized_weighs_clean_and_localized_images(rho: float) -> None:
+    used, net = setting(label_smoothing=0.1), model()
+    objective: Any = build_objective("localized", used, rho=rho, region={"name": "background", "threshold": 0.3})
+    assert objective.threat == THREAT.within(Background(threshold=0.3))
+    torch.manual_seed(1)
+    b = dataclasses.replace(batch(used), attack=build_attack("pgd", objective.threat, steps=2))
+    x_adv = b.attack(net, b.x, b.y)
+    assert torch.equal(x_adv[b.x >= 0.3], b.x[b.x >= 0.3])
+    assert not torch.equal(x_adv, b.x)
+    clean, localized = (cross_entropy(net(x), b.y, label_smoothing=0.1) for x in (b.x, x_adv))
+    torch.manual_seed(1)
+    terms = objective(net, dataclasses.replace(batch(used), attack=b.attack))
+    torch.testing.assert_close(terms["loss"], (1 - rho) * clean + rho * localized)
+
+
+def test_localized_has_a_region_of_its_own() -> None:
+    used = dataclasses.replace(setting(), threat=THREAT.within(Border()))
+    assert build_objective("at", used).threat == used.threat
+    assert build_objective("localized", used).threat == THREAT.within(Background())
+    with pytest.raises(TrlError, match="objective localized: region: unknown region 'sky'; known: background"):
+        build_objective("localized", used, region={"name": "sky"})
+    with pytest.raises(TrlError, match=r"objective localized: region\.?\w*: .*threshold"):
+        build_objective("localized", used, region={"name": "background", "level": 1})

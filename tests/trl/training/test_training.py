@@ -10,8 +10,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor, nn
 
-from tests.helpers.tiny_training import ATTACK, EMBEDDING, THREATS, attack_at, config, images, model, setting
+from tests.helpers.tiny_training import ATTACK, EMBEDDING, THREAT, THREATS, attack_at, config, images, model, setting
+from trl.attacks import Attack, build_attack, build_attack_at
 from trl.common.errors import TrlError
 from trl.config import Optimizer, Schedule
 from trl.objectives import build_objective
@@ -263,3 +265,33 @@ def test_epsilon_warms_up_to_the_threats() -> None:
     changed = config(epsilon_warmup_epochs=1.5)
     train(model(), build_objective("at", used), used, attack_seen, images(24, 1), ATTACK, changed)
     assert seen == pytest.approx([min(0.1, 0.1 * step / 9) for step in range(18)])
+
+
+def test_training_attacks_stay_inside_the_objectives_region() -> None:
+    seen: list[Tensor] = []
+
+    def attack_seen(epsilon: float) -> Attack:
+        attack = build_attack_at(epsilon, "pgd", objective.threat, steps=1)
+
+        def seeing(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+            x_adv = attack(net, x, y)
+            seen.append((x_adv != x) & (x >= 0.3))
+            return x_adv
+
+        return seeing
+
+    used = setting()
+    objective = build_objective("localized", used, region={"name": "background", "threshold": 0.3})
+    validation = build_attack("pgd", objective.threat, steps=1)
+    outcome = train(model(), objective, used, attack_seen, images(24, 1), validation, config())
+    assert not torch.cat(seen).any()
+    assert outcome.best["clean_ce"] > 0
+    with pytest.raises(TrlError, match="attack 'validation' leaves the region"):
+        train(model(), objective, used, attack_seen, images(24, 1), build_attack("pgd", THREAT), config())
+
+
+def test_a_region_that_is_empty_in_a_batch() -> None:
+    used = setting()
+    objective = build_objective("localized", used, region={"name": "background", "threshold": 0})
+    with pytest.raises(TrlError, match="the training region is empty in every image of a batch; check its name"):
+        train(model(), objective, used, attack_at, images(24, 1), ATTACK, config())
