@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 def attack_model(stage: Stage) -> None:
     """Write attack.json, the curve of robust accuracy against epsilon, and each sample's adversarial and results."""
+    import torch
     from safetensors.torch import save
 
     from trl.attacks import build_attack, build_attack_at
@@ -24,9 +25,10 @@ def attack_model(stage: Stage) -> None:
     from trl.common.progress import say
     from trl.data import load_splits
     from trl.evaluation import epsilon_curve, evaluate
+    from trl.evaluation.intervals import accuracy
     from trl.models import load_model
     from trl.nn.device import choose_device
-    from trl.results import CurvePoint
+    from trl.results import Accuracy, CurvePoint, FurtherThreat
     from trl.threat import build_threat
 
     recipe, config, paths = stage.recipe, stage.recipe.attack, stage.model_paths
@@ -53,20 +55,39 @@ def attack_model(stage: Stage) -> None:
         *(model, images[:n], labels[:n], make_attack, make_threat, config.curve.epsilons),
         *(config.batch_size, stage.seed, config.precision),
     )
+    result, worst, threats = found.result(), [found.worst], {}
+    for name, further in config.threats.items():
+        allowed = further.model_dump(exclude={"attacks"})
+        other = build_threat(**allowed)
+        attacks = {key: build_attack(spec.name, other, **spec.options) for key, spec in further.attacks.items()}
+        under = evaluate(
+            *(model, images, labels, attacks, other, config.batch_size, stage.seed),
+            precision=config.precision,
+            state=state,
+        )
+        threats[name] = FurtherThreat(**allowed, robust=under.result().robust)
+        result.warnings += [f"threat {name}: {sign.name}: {sign.message}" for sign in under.signs]
+        worst.append(under.worst)
+    if threats:
+        result.threats = threats
+        result.union = Accuracy(**accuracy(torch.stack(worst).all(0)))
+
     stored = {"adversarials": found.adversarials, **{f"correct.{k}": v for k, v in found.correct.items()}}
     write_atomic(paths.adversarials / "adversarials.safetensors", save(stored, found.caveats))
     CurvePoint.write(paths.metrics, [CurvePoint(attack=spec.name, **point._asdict()) for point in points])
-    result = found.result()
     result.write(paths.metrics)
     shutil.rmtree(state)
     say(_line(stage, result))
-    for sign in found.signs:
-        say(f"warning: {stage.method}-{stage.seed}: {sign.name}: {sign.message}")
+    for warning in result.warnings:
+        say(f"warning: {stage.method}-{stage.seed}: {warning}")
 
 
 def _line(stage: Stage, result: "AttackResult") -> str:
+    from trl.results import WORST
+
     robust = "  ".join(f"{name} {figures.accuracy:.1%}" for name, figures in result.robust.items())
-    return f"{stage.method}-{stage.seed}: clean {result.clean.accuracy:.1%}  {robust}"
+    further = "".join(f"  {name} {found.robust[WORST].accuracy:.1%}" for name, found in result.threats.items())
+    return f"{stage.method}-{stage.seed}: clean {result.clean.accuracy:.1%}  {robust}{further}"
 
 
 if __name__ == "__main__":

@@ -40,7 +40,14 @@ def attack_metrics(result: AttackResult) -> dict[str, float]:
         for name, parts in result.stages.items()
         for part, figures in parts.items()
     }
-    return {"clean/accuracy": result.clean.accuracy, **robust, **stages, "robust/warnings": len(result.warnings)}
+    threats = {
+        f"robust/{threat}/{name}": figures.accuracy
+        for threat, found in result.threats.items()
+        for name, figures in found.robust.items()
+    }
+    union = {"robust/union": result.union.accuracy} if result.union else {}
+    counted = {"robust/warnings": len(result.warnings)}
+    return {"clean/accuracy": result.clean.accuracy, **robust, **stages, **threats, **union, **counted}
 
 
 def certify_metrics(result: CertifyResult, points: Iterable[CertifiedPoint]) -> dict[str, float]:

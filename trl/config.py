@@ -130,9 +130,16 @@ class Curve(Section):
     samples: Count | None = None
 
 
+class FurtherThreat(Threat):
+    """A threat beside the recipe's, with the attacks for its own worst case."""
+
+    attacks: Attacks = Field(default={"autoattack": None}, validate_default=True)
+
+
 class Evaluation(Section):
     """The attacks behind the reported robust accuracy, on the first `samples` test images (all if null).
 
+    `threats`: further ones by name, each with its own attacks; an image counts for the union if it withstands all.
     `precision` bf16 lets gradient attacks search in bf16 where that is faster; verdicts are always in fp32.
     """
 
@@ -140,7 +147,15 @@ class Evaluation(Section):
     batch_size: Count = 500
     precision: Literal["fp32", "bf16"] = "fp32"
     attacks: Attacks
+    threats: dict[str, FurtherThreat] = Field(default_factory=dict)
     curve: Curve
+
+    @model_validator(mode="after")
+    def _named_apart(self) -> "Evaluation":
+        for name in self.threats:
+            if name in ("clean", "worst", "union", *self.attacks):
+                raise refuse(f"{name!r} names another figure: choose another name", ("threats",))
+        return self
 
 
 class Ensemble(Section):

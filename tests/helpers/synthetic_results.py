@@ -24,6 +24,18 @@ DETECTION_ATTACKS = {"pgd": 1.0, "cw": 0.7}  # how much of the shift each causes
 ADAPTIVE_ATTACKS = ("apgd selective", "apgd orthogonal", "square selective")
 
 
+def add_threats(folder: Path) -> None:
+    """A further threat, with a region, in the attack.json of every model under `folder`."""
+    for path in folder.glob("*/attack.json"):
+        found = json.loads(path.read_text())
+        worst = found["robust"]["worst"]
+        region = {"name": "background", "threshold": 0.1}
+        robust = {"autoattack": worst, "worst": interval(worst["accuracy"] + 0.02)}
+        found["threats"] = {"local": {"norm": "linf", "epsilon": EPSILON, "region": region, "robust": robust}}
+        found["union"] = interval(worst["accuracy"] * 0.99)
+        write_json(path, found)
+
+
 def write_metrics(folder: Path, methods: Sequence[str] = METHODS, seeds: Sequence[int] = (0,)) -> Path:
     """Write the files of every method and seed under `folder`; an unknown method looks like `at`."""
     for method in methods:

@@ -65,6 +65,15 @@ def test_a_region_is_a_mapping_with_its_defaults(raw: Any) -> None:
     assert recipe.checked().threat == threat
 
 
+def test_a_further_threat_is_attacked_by_autoattack_unless_it_says_otherwise(raw: Any) -> None:
+    given = {"l2": {"norm": "l2", "epsilon": 2.0}, "quick": {"epsilon": 0.1, "attacks": {"fgsm": {}}}}
+    raw["recipes"]["digits"]["attack"]["threats"] = given
+    threats = check_params(raw).recipes["digits"].attack.threats
+    assert [*threats["l2"].attacks] == ["autoattack"]
+    assert threats["l2"].attacks["autoattack"].options["version"] == "standard"
+    assert [spec.name for spec in threats["quick"].attacks.values()] == ["fgsm"]
+
+
 def test_what_is_only_shown_stays_as_it_is_written(raw: Any) -> None:
     params = check_params(raw, as_written=True)
     recipe, whole = params.recipes["cifar10"], check_params(raw).recipes["cifar10"]
@@ -109,6 +118,16 @@ def change(raw: Any, path: str, value: Any) -> Any:
         ("recipes.digits.threat.epsilon", -0.1, "recipes.digits.threat.epsilon: should be greater than or equal to 0"),
         ("recipes.digits.threat.epsilon", "8/0", "recipes.digits.threat.epsilon: should be a valid number"),
         ("recipes.digits.threat.norm", "l0", "recipes.digits.threat.norm: should be 'linf', 'l2' or 'l1', not 'l0'"),
+        (
+            "recipes.digits.attack.threats",
+            {"pgd": {"epsilon": 0.1}},
+            "recipes.digits.attack.threats: 'pgd' names another figure: choose another name",
+        ),
+        (
+            "recipes.digits.attack.threats",
+            {"two": {"norm": "l2", "epsilon": -1}},
+            "recipes.digits.attack.threats.two.epsilon: should be greater than or equal to 0",
+        ),
         ("recipes.digits.threat.region", {"name": "sky"}, "recipes.digits.threat.region: unknown region 'sky'; known"),
         ("recipes.digits.threat.region", "border", "recipes.digits.threat.region: needs `name:`, one of background"),
         (

@@ -70,17 +70,19 @@ class Evaluation:
         """The figures, accuracies with 95 % intervals: what a pipeline run keeps in attack.json."""
         robust = {name: correct for name, correct in self.correct.items() if name != "clean"} | {WORST: self.worst}
         stages = {name: {part: _accuracy(left) for part, left in parts.items()} for name, parts in self.stages.items()}
-        return AttackResult(
+        result = AttackResult(
             epsilon=self.epsilon,
             clean=_accuracy(self.correct["clean"]),
             robust={name: _accuracy(correct) for name, correct in robust.items()},
-            **({"stages": stages} if stages else {}),
             cost={
                 name: Passes(forwards=cost.forwards, backwards=cost.backwards, precision=cost.precision)
                 for name, cost in self.costs.items()
             },
             warnings=[f"{sign.name}: {sign.message}" for sign in self.signs],
         )
+        if stages:
+            result.stages = stages
+        return result
 
     def summary(self) -> dict[str, Any]:
         """`result` ready for JSON; `stages` only if there are ensembles.

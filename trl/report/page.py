@@ -114,6 +114,10 @@ def write_report(results: Results, recipe_name: str, parameters: Mapping[str, An
         recipe=recipe_name,
         data=parameters["data"]["name"],
         threat=_threat(**parameters["threat"]),
+        threats={
+            name: _threat(found.norm, found.epsilon, found.region)
+            for name, found in results.models[0].attack.threats.items()
+        },
         results=results,
         seeds=describe_seeds(results),
         detect=results.models[0].detect,

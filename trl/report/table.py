@@ -8,7 +8,17 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from trl.results import ADAPTIVE, Accuracy, CertifyResult, DetectorFigures, Figure, ModelResults, Results, Subsets
+from trl.results import (
+    ADAPTIVE,
+    WORST,
+    Accuracy,
+    CertifyResult,
+    DetectorFigures,
+    Figure,
+    ModelResults,
+    Results,
+    Subsets,
+)
 
 NOTHING = "–"  # stands for a value that does not exist
 
@@ -77,12 +87,16 @@ class Column:
 
 
 def comparison(results: Results) -> list[Column]:
-    """Accuracy on natural images, under each attack and under the worst of them; then of the deployed detector its AUC
-    per static attack and under the adaptive ones, and the accuracy under all attacks of a classifier that rejects.
+    """Accuracy on natural images, under each attack and the worst of them, under further threats; then of the deployed
+    detector its AUC per static attack and under the adaptive ones, and the accuracy under all attacks of a classifier
+    that rejects.
     """
 
     def robust(attack: str) -> Column:
         return _column(results, attack, lambda model: model.attack.robust[attack])
+
+    def further(threat: str) -> Column:
+        return _column(results, f"{threat} worst", lambda model: model.attack.threats[threat].robust[WORST])
 
     def auc(attack: str) -> Column:
         return _column(results, f"AUC {attack}", lambda model: _subsets(model.detect.deployed, attack).all.auc)
@@ -90,6 +104,8 @@ def comparison(results: Results) -> list[Column]:
     return [
         _column(results, "clean", lambda model: model.attack.clean),
         *map(robust, results.attacks),
+        *map(further, results.threats),
+        *([_column(results, "union", _union)] if results.threats else []),
         *map(auc, [*results.detection_attacks, ADAPTIVE]),
         _column(results, "rejecting", lambda model: model.detect.deployed.rejection.worst),
     ]
@@ -235,6 +251,10 @@ def _cell(estimates: Iterable[Estimate]) -> Cell:
     if not more and not isinstance(first, float):
         return Cell((first.value,), first.low, first.high)
     return Cell(tuple(each if isinstance(each, float) else each.value for each in [first, *more]))
+
+
+def _union(model: ModelResults) -> Estimate:
+    return model.attack.union or math.nan
 
 
 def _subsets(detector: DetectorFigures, attack: str) -> Subsets:

@@ -1,6 +1,6 @@
 """The schema of every result file of a pipeline run: one module for the files of a stage."""
 
-from trl.results.attack import WORST, AttackResult, CurvePoint, Passes
+from trl.results.attack import WORST, AttackResult, CurvePoint, FurtherThreat, Passes
 from trl.results.base import Accuracy, Document, Row
 from trl.results.certify import CertifiedPoint, CertifyResult
 from trl.results.detect import (
@@ -42,6 +42,7 @@ __all__ = [
     "Figure",
     "Figures",
     "Fooled",
+    "FurtherThreat",
     "ModelResults",
     "Neighbours",
     "Passes",

@@ -1,6 +1,6 @@
 """What the stage attack writes: attack.json and curve.csv."""
 
-from typing import Self
+from typing import Any, Self
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -18,8 +18,19 @@ class Passes(BaseModel):
     precision: str = "fp32"
 
 
+class FurtherThreat(BaseModel):
+    """Accuracy under a threat beside the recipe's: under each attack, and under all of them (`worst`)."""
+
+    norm: str
+    epsilon: float
+    region: dict[str, Any] | None = None
+    robust: dict[str, Accuracy]
+
+
 class AttackResult(Document):
     """attack.json: accuracy on natural images, under each attack, and under all of them (`worst`).
+
+    `threats`: under further threats, by name; `union`: under all attacks of all threats, if there are further ones.
 
     `stages`: what is left after each part of an ensemble; `cost`: by attack, or `attack/part`; `warnings`: signs of a
     mistake or of gradient masking.
@@ -33,6 +44,8 @@ class AttackResult(Document):
     stages: dict[str, dict[str, Accuracy]] = Field(default_factory=dict)
     cost: dict[str, Passes] = Field(default_factory=dict)
     warnings: list[str] = Field(default_factory=list)
+    threats: dict[str, FurtherThreat] = Field(default_factory=dict)
+    union: Accuracy | None = None
 
     @model_validator(mode="after")
     def _complete(self) -> Self:

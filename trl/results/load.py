@@ -74,6 +74,11 @@ class Results:
         return [name for name in self.models[0].attack.robust if name != WORST] + [WORST]
 
     @property
+    def threats(self) -> list[str]:
+        """The threats beside the recipe's."""
+        return list(self.models[0].attack.threats)
+
+    @property
     def detection_attacks(self) -> list[str]:
         """The static attacks: the detectors were scored on them, and they know nothing of the detectors."""
         return list(self.models[0].detect.deployed.static)
@@ -160,7 +165,10 @@ def _settings(model: ModelResults) -> dict[type[Document] | type[Row], Any]:
     """By file: what must be the same in all models for their figures to be comparable."""
     attack, detect, smoothed = model.attack, model.detect, model.certify
     found: dict[type[Document] | type[Row], Any] = {
-        AttackResult: (attack.epsilon, set(attack.robust)),
+        AttackResult: (
+            *(attack.epsilon, set(attack.robust)),
+            {name: (threat.norm, threat.epsilon, threat.region) for name, threat in attack.threats.items()},
+        ),
         CurvePoint: {(point.attack, point.epsilon) for point in model.curve},
         DetectResult: (
             *(detect.epsilon, detect.false_alarms, detect.detector, set(detect.detectors)),

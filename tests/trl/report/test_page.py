@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.helpers.synthetic_results import METHODS, write_certificates, write_ensemble, write_metrics
+from tests.helpers.synthetic_results import METHODS, add_threats, write_certificates, write_ensemble, write_metrics
 from trl.common.errors import TrlError
 from trl.report import load_results, write_report
 from trl.report.table import certificates, comparison, detection, detectors
@@ -193,3 +193,14 @@ def test_an_ensemble_of_other_seeds_or_a_missing_one_is_named(tmp_path: Path) ->
         load_results(folder, METHODS, (0, 1), ensembles=["two"])
     with pytest.raises(TrlError, match=r"three/ensemble.json: .*run the ensemble stage"):
         load_results(folder, METHODS, (0,), ensembles=["three"])
+
+
+def test_the_page_says_what_a_threat_with_a_region_is_worth(tmp_path: Path) -> None:
+    folder = write_metrics(tmp_path / "metrics")
+    add_threats(folder)
+    region = {"name": "border", "width": 2}
+    parameters = {**PARAMETERS, "threat": {"norm": "l2", "epsilon": 0.5, "region": region}}
+    text = Page(write_report(load_results(folder, METHODS, [0]), "digits", parameters, tmp_path / "report")).text()
+    assert "ℓ2, ε = 0.5, inside border:width=2" in text
+    assert "is the worst case under another threat, ℓ∞, ε = 0.2, inside background:threshold=0.1" in text
+    assert "need not be so elsewhere" in text

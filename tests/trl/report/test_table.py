@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.helpers.synthetic_results import METHODS, write_certificates, write_metrics
+from tests.helpers.synthetic_results import METHODS, add_threats, write_certificates, write_metrics
 from trl.report import load_results, text_table, write_csv
 from trl.report.table import (
     Cell,
@@ -205,3 +205,15 @@ def test_best_of_a_column(means: tuple[float, ...], higher: bool | None, best: s
 )
 def test_epsilon_is_written_as_the_field_does(epsilon: float, text: str) -> None:
     assert show_epsilon(epsilon) == text
+
+
+def test_further_threats_stand_beside_the_recipes(tmp_path: Path) -> None:
+    folder = write_metrics(tmp_path)
+    add_threats(folder)
+    results = load_results(folder, METHODS, [0])
+    found = {column.title: column for column in comparison(results)}
+    assert [*found] == [*COLUMNS[:7], "local worst", "union", *COLUMNS[7:]]
+    attack = results.of("at")[0].attack
+    assert found["local worst"].cells["at"].mean == attack.threats["local"].robust["worst"].accuracy
+    assert attack.union is not None
+    assert found["union"].cells["at"].low == attack.union.low
