@@ -46,7 +46,7 @@ def fit(recipe: Recipe, method: str, splits: Splits, seed: int) -> nn.Module:
     torch.manual_seed(derive_seed(seed, "weights"))
     architecture, config = recipe.model_of(method), recipe.train
     model = build_model(architecture.name, len(splits.classes), splits.train.shape, **architecture.options)
-    threat = build_threat(recipe.threat.norm, recipe.threat.epsilon)
+    threat = build_threat(**recipe.threat.model_dump())
     setting = Setting(TrainingData(splits.train, "cpu"), threat, config.label_smoothing, seed, model.head.in_features)
     validation = config.validation.attack
     outcome = train(
@@ -64,7 +64,7 @@ def fit(recipe: Recipe, method: str, splits: Splits, seed: int) -> nn.Module:
 
 def measure(recipe: Recipe, model: nn.Module, splits: Splits, samples: int, seed: int) -> dict[str, Any]:
     """Accuracies by attack, and how many images each attack alone fools."""
-    threat = build_threat(recipe.threat.norm, recipe.threat.epsilon)
+    threat = build_threat(**recipe.threat.model_dump())
     attacks = {name: build_attack(spec.name, threat, **spec.options) for name, spec in recipe.attack.attacks.items()}
     images, labels = splits.test.images[:samples], splits.test.labels[:samples]
     found = evaluate(model, images, labels, attacks, threat, seed=seed)

@@ -22,7 +22,7 @@ def attack_ensemble(stage: Stage, name: str) -> None:
         raise TrlError(f"unknown ensemble {name!r}; recipes.{stage.recipe_name}.ensembles has {known}")
     config = recipe.ensembles[name]
     test = load_splits(stage.paths.data).test
-    threat = build_threat(recipe.threat.norm, recipe.threat.epsilon)
+    threat = build_threat(**recipe.threat.model_dump())
     options = config.model_dump(exclude={"methods", "samples"})
     seeds = {}
     for seed in stage.params.seeds:

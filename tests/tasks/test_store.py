@@ -15,7 +15,8 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 
-from flows.services import is_healthy, services
+from flows.background import is_healthy
+from flows.services import services
 from tasks.stage import Stage
 from tasks.store import client_and_experiment, follow
 from trl.config import load_params

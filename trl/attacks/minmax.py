@@ -92,7 +92,7 @@ def weighted_minmax(
             return torch.stack(values).mean(0)
 
         def move(x_adv: Tensor, gradient: Tensor) -> Tensor:
-            return project(ball.ascend(x_adv, gradient, step))
+            return project(ball.ascend(x_adv, ball.cut(gradient), step))
 
         return _solve(losses, x, move, criterion.domains, steps, weight_step, gamma, strategy)
 
@@ -115,6 +115,8 @@ def universal(
     The perturbation lies in the threat's ball; the images are clamped to [0, 1] after it is added. Options are those
     of `weighted_minmax`. TrlError if the images are no whole number of groups, too.
     """
+    if threat.region is not None:
+        raise TrlError("a universal perturbation is the same for several images, whose regions differ: use no region")
     if group < 2:
         raise TrlError(f"a universal perturbation needs groups of at least two images, not {group!r}")
     _check(steps, step_size, weight_step, gamma, strategy)
@@ -201,6 +203,7 @@ def projection(ball: Ball) -> Callable[[Tensor], Tensor]:
     x, epsilon = ball.x, ball.epsilon
 
     def project(x_adv: Tensor) -> Tensor:
+        x_adv = ball.restore(x_adv)
         clamped = x_adv.clamp(0, 1)
         # of the points on the sphere: the one that goes furthest along the change, unless the box stops it
         nearest = x + steepest_step(x, x_adv - x, epsilon, "l2")

@@ -78,14 +78,14 @@ def attack_all(
     return stored.take()
 
 
-def check_setup(model: nn.Module, x: Tensor, y: Tensor, batch_size: int, threat: Threat) -> int:
+def check_setup(model: nn.Module, x: Tensor, y: Tensor, batch_size: int, threat: Threat | None = None) -> int:
     """The model's number of classes; TrlError for images, labels, a model or a region that cannot be evaluated."""
     check_images_and_labels(x, y)
     if len(x) == 0:
         raise TrlError("there are no images: give at least one")
     if batch_size < 1:
         raise TrlError(f"batch_size is {batch_size}: give at least 1")
-    if threat.region is not None:
+    if threat and threat.region:
         for rows in batches(len(x), batch_size):
             threat.around(as_input(x[rows], device_of(model)))
     return try_out(model, x).shape[1]

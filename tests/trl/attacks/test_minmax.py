@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from trl.attacks import EoT, FoolsAll, SideBySide, Transformed, apgd, apgd_t, minmax, pgd, square, universal
+from trl.attacks.losses import cw_margin
 from trl.attacks.minmax import next_weights, project_simplex, projection, weighted_minmax
 from trl.common.errors import TrlError
 from trl.evaluation import evaluate
+from trl.regions import Border
 from trl.threat import L1, L2, Linf, Threat, build_threat
 
 threats = pytest.mark.parametrize("threat", [Linf(0.1), L2(0.4), L1(1.5)], ids=str)
@@ -254,6 +256,10 @@ def test_other_attacks_run_on_all_models_too(attack: Any) -> None:
             "apgd_t picks target classes",
         ),
         (lambda: universal(network(0), *images(), Linf(0.1), 1), "groups of at least two images, not 1"),
+        (
+            lambda: universal(network(0), *images(), Linf(0.1).within(Border()), 5),
+            "whose regions differ: use no region",
+        ),
         (lambda: universal(network(0), *images(), Linf(0.1), 7), "40 images are no whole number of groups of 7"),
         (lambda: minmax(against(), *one_image(), Linf(0.1), FoolsAll(2), strategy="max"), "unknown strategy 'max'"),  # type: ignore[arg-type]
     ],
@@ -262,6 +268,18 @@ def test_bad_input_is_one_line(problem: Any, message: str) -> None:
     with pytest.raises(TrlError, match=message) as caught:
         problem()
     assert "\n" not in str(caught.value)
+
+
+@threats
+def test_it_stays_inside_the_region_and_gains_there(threat: Threat) -> None:
+    model, (x, y) = SideBySide([network(i) for i in range(2)]), images()
+    inside = threat.within(Border())
+    found = minmax(model, x, y, inside, FoolsAll(2))
+    assert torch.equal(found[..., 1:-1, 1:-1], x[..., 1:-1, 1:-1])
+    assert inside.excess(found, x).max() == 0
+    assert not torch.equal(found, x)
+    hardest = [FoolsAll(2).losses(cw_margin, model(images), y).amin(1).mean() for images in (x, found)]
+    assert hardest[1] > hardest[0]
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
