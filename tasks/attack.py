@@ -4,9 +4,9 @@ import shutil
 import sys
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tasks.fingerprint import state_folder
 from tasks.stage import Stage, run_stage
 from tasks.weights import check_weights
 
@@ -33,12 +33,12 @@ def attack_model(stage: Stage) -> None:
 
     recipe, config, paths = stage.recipe, stage.recipe.attack, stage.model_paths
     model = load_model(paths.model, choose_device())
-    check_weights(paths)
+    weights = check_weights(paths)
     test = load_splits(stage.paths.data).test
     images, labels = test.images[: config.samples], test.labels[: config.samples]
     threat = build_threat(**recipe.threat.model_dump())
     attacks = {name: build_attack(spec.name, threat, **spec.options) for name, spec in config.attacks.items()}
-    state = Path("checkpoints", stage.recipe_name, f"{stage.method}-{stage.seed}-attack")
+    state = state_folder("attack", stage, weights)
     found = evaluate(
         *(model, images, labels, attacks, threat, config.batch_size, stage.seed),
         precision=config.precision,
@@ -73,6 +73,7 @@ def attack_model(stage: Stage) -> None:
         result.union = Accuracy(**accuracy(torch.stack(worst).all(0)))
 
     stored = {"adversarials": found.adversarials, **{f"correct.{k}": v for k, v in found.correct.items()}}
+    stage.check_inputs()
     write_atomic(paths.adversarials / "adversarials.safetensors", save(stored, found.caveats))
     CurvePoint.write(paths.metrics, [CurvePoint(attack=spec.name, **point._asdict()) for point in points])
     result.write(paths.metrics)

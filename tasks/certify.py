@@ -2,8 +2,8 @@
 
 import shutil
 import sys
-from pathlib import Path
 
+from tasks.fingerprint import state_folder
 from tasks.stage import Stage, run_stage
 from trl.common.errors import TrlError
 
@@ -16,7 +16,7 @@ def certify_model(stage: Stage) -> None:
     from trl.common.progress import say
     from trl.data import load_splits
     from trl.evaluation import certify
-    from trl.models import load_model
+    from trl.models import load_model, weights_sha256
     from trl.nn.device import choose_device
     from trl.results import CertifiedPoint
 
@@ -25,7 +25,7 @@ def certify_model(stage: Stage) -> None:
         raise TrlError(f"recipes.{stage.recipe_name} of params.yaml has no section certify: add one")
     model = load_model(paths.model, choose_device())
     test = load_splits(stage.paths.data).test
-    state = Path("checkpoints", stage.recipe_name, f"{stage.method}-{stage.seed}-certify")
+    state = state_folder("certify", stage, weights_sha256(paths.model))
     found = certify(
         *(model, test.images[: config.images], test.labels[: config.images], config.sigma),
         selection=config.selection,
@@ -36,6 +36,7 @@ def certify_model(stage: Stage) -> None:
         state=state,
     )
     stored = {"predictions": found.predictions, "radii": found.radii, "labels": found.labels}
+    stage.check_inputs()
     write_atomic(paths.certificates / "certificates.safetensors", save(stored))
     points = found.curve(config.radii)
     CertifiedPoint.write(paths.metrics, points)

@@ -3,9 +3,9 @@
 import shutil
 import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tasks.fingerprint import state_folder
 from tasks.stage import Stage, run_stage
 from tasks.weights import check_weights
 
@@ -40,7 +40,7 @@ def detect(stage: Stage) -> None:
     threat = build_threat(**recipe.threat.model_dump())
     if config.epsilon is not None:
         threat = replace(threat, epsilon=config.epsilon)
-    state = Path("checkpoints", stage.recipe_name, f"{stage.method}-{stage.seed}-detect")
+    state = state_folder("detect", stage, weights)
     attacker = Attacker(model, config, threat, threat.epsilon, stage.seed, state)
     try:
         detectors = fit_detectors(config, train, validation)  # before any attack: bad settings are found here
@@ -61,13 +61,9 @@ def detect(stage: Stage) -> None:
             say(f"warning: {stage.method}-{stage.seed} {name}: {warning}")
 
     detector, calibration = detectors[config.detector]
-    save_detector(detector, calibration, weights, paths.detector)
     analysis = analyse(train, test, next(iter(static.values())), config.neighbours, config.tsne_samples, stage.seed)
-    RocPoint.write(paths.metrics, roc)
-    ScoreBin.write(paths.metrics, scores)
-    DetectionPoint.write(paths.metrics, auc_curve(attacker, detector, test))
-    TsnePoint.write(paths.metrics, analysis.tsne)
-    DetectResult(
+    curve = auc_curve(attacker, detector, test)
+    result = DetectResult(
         epsilon=threat.epsilon,
         false_alarms=config.false_alarms,
         detector=config.detector,
@@ -75,7 +71,14 @@ def detect(stage: Stage) -> None:
         validation=validate_detector(attacker, detector, calibration, validation),
         representation=analysis.representation,
         knn=analysis.knn,
-    ).write(paths.metrics)
+    )
+    stage.check_inputs()
+    save_detector(detector, calibration, weights, paths.detector)
+    RocPoint.write(paths.metrics, roc)
+    ScoreBin.write(paths.metrics, scores)
+    DetectionPoint.write(paths.metrics, curve)
+    TsnePoint.write(paths.metrics, analysis.tsne)
+    result.write(paths.metrics)
     shutil.rmtree(state)
 
 

@@ -31,6 +31,7 @@ def attack_ensemble(stage: Stage, name: str) -> None:
         seeds[seed] = found = attack_together(models, images, labels, threat, **options)
         shares = f"min-max {found.minmax.all.value:.1%}, averaging {found.average.all.value:.1%}"
         say(f"{name}, seed {seed}: images that fool all of {', '.join(config.methods)}: {shares}")
+    stage.check_inputs()
     result = EnsembleResult(epsilon=threat.epsilon, methods=list(config.methods), seeds=seeds)
     result.write(stage.paths.ensemble(name))
 

@@ -22,6 +22,7 @@ def prepare(stage: Stage) -> None:
     if "path" in data.options:
         check_watched(data.options["path"], f"recipes.{stage.recipe_name}.data.path")
     splits = split(load_dataset(data.name, **data.options), data.validation, data.split_seed)
+    stage.check_inputs()
     save_splits(splits, stage.paths.data)
     sizes = f"{len(splits.train)} training, {len(splits.validation)} validation, {len(splits.test)} test images"
     print(f"{data.name}: {sizes} of {'x'.join(map(str, splits.train.shape))} in {len(splits.classes)} classes")

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from tasks.dependencies import check_code
+from tasks.inputs import Inputs, inputs_of, params_text
 from tasks.paths import ModelPaths, RecipePaths
 from tasks.redaction import redacted
 from trl.common.errors import TrlError, explained
@@ -26,6 +27,12 @@ class Stage:
     recipe_name: str
     method: str = ""
     seed: int = 0
+    inputs: Inputs | None = None
+
+    def check_inputs(self) -> None:
+        """TrlError if what the stage started from has changed. Call it before results are written."""
+        if self.inputs:
+            self.inputs.check()
 
     @property
     def recipe(self) -> Recipe:
@@ -75,6 +82,7 @@ def run_stage(
     named = {key: given.pop(key) for key in (*paths, *names)}
     atexit.register(gc.freeze)  # at the end nothing is looked through for garbage, for a second
     try:
+        text = params_text()  # first: an edit between the two is noticed, too
         params = load_params(as_written=as_written)
         name = given.pop("recipe") or params.recipe
         if name not in params.recipes:
@@ -83,12 +91,15 @@ def run_stage(
         if method is not None and method not in params.recipes[name].methods:
             known = ", ".join(params.recipes[name].methods)
             raise TrlError(f"unknown method {method!r}; recipes.{name}.methods has {known}")
+        kind = Path(inspect.getfile(work)).stem
         if not as_written:
-            check_code(Path(inspect.getfile(work)).stem, params.recipes[name])
+            check_code(kind, params.recipes[name])
         if per_model == "optional":
             work(Stage(params, name), **given, **named)
         else:
-            work(Stage(params, name, **given), **named)
+            stage = Stage(params, name, **given, inputs=inputs_of(kind, {"recipe": name, **given}, text))
+            work(stage, **named)
+            stage.check_inputs()
     except TrlError as error:
         print(f"error: {redacted(str(error))}", file=sys.stderr)
         return 1

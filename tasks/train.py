@@ -1,14 +1,11 @@
 """Stage train: train one model by one method, going on from its checkpoint if an earlier run was interrupted."""
 
-import hashlib
-import json
 import os
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from tasks.dependencies import modules_of
+from tasks.fingerprint import fingerprint
 from tasks.processes import share_work
 from tasks.stage import Stage, run_stage
 from tasks.tracking import ModelRun
@@ -65,12 +62,13 @@ def train_on(stage: Stage, device: str) -> None:
     validation_attack = build_attack(
         config.validation.attack.name, objective.threat, **config.validation.attack.options
     )
-    fingerprint = _fingerprint(stage, splits.sha256)
+    name = fingerprint("train", stage, ("model", "threat", "train", "methods"), splits.sha256)
     checkpoint = Checkpoint(
-        Path("checkpoints", stage.recipe_name, f"{stage.method}-{stage.seed}-{fingerprint}.pt"),
+        Path("checkpoints", stage.recipe_name, f"{stage.method}-{stage.seed}-{name}.pt"),
         seconds=float(os.environ.get("TRL_CHECKPOINT_SECONDS", "30")),
+        on_save=stage.check_inputs,
     )
-    run = ModelRun.begin(stage, fingerprint) if first else None
+    run = ModelRun.begin(stage, name) if first else None
     outcome = train(
         model,
         objective,
@@ -85,6 +83,7 @@ def train_on(stage: Stage, device: str) -> None:
     if not run:
         return
 
+    stage.check_inputs()
     model.load_state_dict(outcome.state)
     paths = stage.model_paths
     save_model(model, paths.model)
@@ -107,24 +106,6 @@ def train_on(stage: Stage, device: str) -> None:
         f"{stage.method}-{stage.seed}: best epoch {best['epoch']} of {config.epochs}, on validation images "
         f"clean {best['val_clean']:.1%}, robust {best['val_robust']:.1%}"
     )
-
-
-def _fingerprint(stage: Stage, data: str) -> str:
-    """What this run's result depends on, code included, so that a checkpoint is only ever used by the run it is of."""
-    from trl.common.code_version import source_digest, versions
-
-    recipe = stage.recipe
-    sections = {
-        "model": recipe.model_of(stage.method),
-        "threat": recipe.threat,
-        "train": recipe.train,
-        "methods": recipe.methods[stage.method],
-    }
-    content: dict[str, Any] = {name: section.model_dump() for name, section in sections.items()}
-    code = source_digest(*modules_of("train", [recipe], sections, stage.method))
-    here = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()  # and not what it imports to log and to write
-    content |= {"seed": stage.seed, "data": data, "code": [here, code], "versions": versions()}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import csv
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -114,3 +115,29 @@ def test_a_killed_process_ends_the_stage_and_another_number_of_them_goes_on(whol
 )
 def test_an_impossible_number_of_processes_is_one_line(whole: Project, count: str, message: str) -> None:
     assert whole.shell(*TRAIN, fails=True, TRL_PROCESSES=count).splitlines() == [message]
+
+
+def test_parameters_that_change_while_it_trains_end_it_and_it_resumes_once_they_are_restored(
+    whole: Project, tmp_path: Path
+) -> None:
+    project = without_model(whole, tmp_path)
+    params = project.root / "params.yaml"
+    before = params.read_text()
+    slow = project.environment | {"TRL_CHECKPOINT_SECONDS": "100"}  # so that it is noticed once all epochs are done
+    with subprocess.Popen(
+        ("dvc", "repro", "train@digits-tla-0"), cwd=project.root, env=slow, stdout=subprocess.PIPE, text=True
+    ) as training:
+        assert training.stdout is not None
+        assert any(line.startswith("epoch 3/") for line in training.stdout)
+        project.set(lambda p: p["recipes"]["digits"]["train"].update(epochs=2))
+        output = training.stdout.read()
+    assert training.returncode != 0
+    assert "epoch 40/40" in output
+    assert not (project.root / WEIGHTS).exists()
+    locked = project.root / "dvc.lock"
+    assert not locked.exists() or "train@digits-tla-0" not in locked.read_text()
+
+    params.write_text(before)
+    assert re.search(r"resumed at step (\d+) of \1 ", project.shell("dvc", "repro", "train@digits-tla-0"))
+    assert (project.root / WEIGHTS).read_bytes() == (whole.root / WEIGHTS).read_bytes()
+    assert "epochs: 40" in locked.read_text()

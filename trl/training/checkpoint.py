@@ -2,6 +2,7 @@
 
 import io
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,12 @@ class Checkpoint:
 
     A state is copied at once and written in a thread while the run continues, every `seconds` (0: at every chance), or
     less often where that would take more than 2 % of the time. A crash never leaves half a file, or files that do not
-    belong together. As a context, it waits for the last write.
+    belong together. As a context, it waits for the last write. `on_save` is called after each copy. It may raise to end
+    the run, which can resume from this state.
     """
 
-    def __init__(self, path: Path, seconds: float = 30.0) -> None:
-        self.path, self.seconds = path, seconds
+    def __init__(self, path: Path, seconds: float = 30.0, on_save: Callable[[], None] = lambda: None) -> None:
+        self.path, self.seconds, self.on_save = path, seconds, on_save
         self._thread = ThreadPoolExecutor(1)
         self._writing: Future[None] | None = None
         self._last, self._cost = time.monotonic(), 0.0
@@ -55,6 +57,7 @@ class Checkpoint:
         began = time.monotonic()
         changed = _copied(best) if epoch != self._epoch else None
         self._writing = self._thread.submit(self._write, _copied({**state, "best_epoch": epoch}), changed, began)
+        self.on_save()
 
     def wait(self) -> None:
         """Wait until what was saved is on disk."""
