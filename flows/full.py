@@ -10,6 +10,8 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from flows.arguments import parse
@@ -27,8 +29,10 @@ from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.parameters import PARAMS, override
+from flows.pipeline import Pipeline
 from flows.server import TemporaryServer
-from flows.stages import Workers, is_cached, is_hint, last_error, repro, stage_graph, worker_environments
+from flows.snapshot import Snapshot, snapshot
+from flows.stages import Workers, is_cached, is_hint, last_error, repro, worker_environments
 from tasks.paths import RecipePaths
 from trl.common.errors import TrlError, explained
 from trl.config import Params, load_params
@@ -54,21 +58,44 @@ for _name in ("prefect.flow_runs", "prefect.task_runs"):
 
 
 @task(cache_policy=NO_CACHE, task_run_name="configure")
-def configure(overrides: list[str]) -> Any:
-    """Write `overrides` to params.yaml; returns the new parameters, or a Failed state with the error."""
+def configure(folder: Path, overrides: list[str]) -> Any:
+    """Write `overrides` to params.yaml in `folder`; returns the new parameters, or a Failed state with the error."""
     try:
-        return override(overrides)
+        return override(folder, overrides)
     except TrlError as error:
         return Failed(message=f"error: {error}")
 
 
 @task(name="stage", cache_policy=NO_CACHE, task_run_name="{name}")
-def run(name: str, command: list[str], workers: Workers) -> State[Any]:
+def run(name: str, pipeline: Pipeline, workers: Workers) -> State[Any]:
+    """Bring one stage up to date in the snapshot, and its results to the project; the state is that of `_outcome`."""
+    waiting = partial(get_run_logger().info, "waiting for another run that is at this very stage")
+    with pipeline.snapshot.alone(pipeline.inputs(name), lambda: workers.stopped, waiting) as lock:
+        if lock is None:
+            return Cancelled(message="interrupted")
+        # The report prints the comparison, which the flow shows at its end.
+        state = _outcome(workers, repro(name), logging.DEBUG if name.startswith("report@") else logging.INFO, lock)
+    if state.is_completed():
+        pipeline.bring_back([name])
+    return state
+
+
+@task(name="stage", cache_policy=NO_CACHE, task_run_name="{name}")
+def skip(name: str) -> State[Any]:
+    """A stage that is up to date."""
+    return Completed(name="Cached")
+
+
+@task(name="stage", cache_policy=NO_CACHE, task_run_name="record")
+def record(workers: Workers) -> State[Any]:
+    """Record the snapshot's results in MLflow."""
+    return _outcome(workers, [sys.executable, "-m", "tasks.record"], logging.INFO)
+
+
+def _outcome(workers: Workers, command: list[str], level: int, lock: int | None = None) -> State[Any]:
     """Run one command; the state is Cached if DVC had nothing to do, Failed with its error line, or Cancelled."""
-    # The report prints the comparison, which the flow shows at its end.
-    level = logging.DEBUG if name.startswith("report@") else logging.INFO
     log = get_run_logger()
-    outcome = workers.run(command, lambda line: None if is_hint(line) else log.log(level, "%s", line))
+    outcome = workers.run(command, lambda line: None if is_hint(line) else log.log(level, "%s", line), lock)
     if workers.stopped:
         return Cancelled(message="interrupted")
     if outcome.status:
@@ -77,10 +104,11 @@ def run(name: str, command: list[str], workers: Workers) -> State[Any]:
 
 
 @task(cache_policy=NO_CACHE, task_run_name="compare")
-def compare(params: Params) -> Any:
+def compare(folder: Path, params: Params) -> Any:
     """Compare all selected models: returns a text table, and stores an artifact of the flow run."""
     try:
-        results = load_results(RecipePaths(params.recipe).metrics, params.methods, params.seeds, params.certify)
+        metrics = folder / RecipePaths(params.recipe).metrics
+        results = load_results(metrics, params.methods, params.seeds, params.certify)
     except TrlError as error:
         return Failed(message=f"error: {error}")
     columns = comparison(results)
@@ -99,56 +127,74 @@ def full(
 ) -> State[Any]:
     """Bring every stage up to date, record the results in MLflow and show the comparison.
 
-    Given arguments are first written to params.yaml; `overrides` use Hydra's syntax, such as
-    `recipes.digits.train.epochs=10`. If a stage fails, the stages that need it do not run; all others do.
+    The run works on a snapshot of the project, and arguments change only the params.yaml there; `overrides` use Hydra's
+    syntax, such as `recipes.digits.train.epochs=10`. Results that the project's own params.yaml asks for come back to
+    it. If a stage fails, the stages that need it do not run; all others do.
     """
-    log = get_run_logger()
     given = {"recipe": recipe, "methods": methods, "seeds": seeds}
     changes = [f"{name}={json.dumps(value)}" for name, value in given.items() if value is not None]
-    configured = configure([*changes, *(overrides or [])], return_state=True)
-    if not configured.is_completed():
-        return Failed(message=configured.message)
-    params: Params = configured.result()
     try:
-        graph, environments = stage_graph(), worker_environments(os.environ, _gpus(), _cores())
+        with snapshot(Path.cwd()) as made:
+            return _run_in(made, [*changes, *(overrides or [])])
     except TrlError as error:
         return Failed(message=f"error: {error}")
 
-    log.info("recipe %s: %d stages, up to %d at a time", params.recipe, len(graph), len(environments))
-    workers = Workers(environments)
+
+def _run_in(made: Snapshot, overrides: list[str]) -> State[Any]:
+    """Run all stages in a snapshot."""
+    log = get_run_logger()
+    configured = configure(made.root, overrides, return_state=True)
+    if not configured.is_completed():
+        return Failed(message=configured.message)
+    params: Params = configured.result()
+    environments = worker_environments(os.environ, _gpus(), _cores())
+    workers = Workers(environments, made.root, made.environment(os.environ), made.lock)
     runner: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=len(environments))
-    with runner:
+    with contextlib.closing(Pipeline(made)) as pipeline, runner:
+        log.info("recipe %s: %d stages, up to %d at a time", params.recipe, len(pipeline.graph), len(environments))
         try:
-            states = _run_stages(runner, workers, graph)
+            states = _run_stages(runner, workers, pipeline)
+            pipeline.bring_back(list(pipeline.left))  # again: what another program had locked may be free by now
+            if pipeline.left:
+                log.info("warning: %s", _left(pipeline.left))
             if failure := _failure(states):
                 return Failed(message=failure)
-            recorded = run("record", [sys.executable, "-m", "tasks.record"], workers, return_state=True)
+            recorded = record(workers, return_state=True)
         finally:  # leave nothing running if interrupted
             workers.stop()
-    compared = compare(params, return_state=True)
+    compared = compare(made.root, params, return_state=True)
     if failure := _failure({"record": recorded, "compare": compared}):
         return Failed(message=failure)
     cached = sum(state.name == "Cached" for state in states.values())
     summary = f"{len(states) - cached} stages ran, {cached} were up to date"
-    page = RecipePaths(params.recipe).report / "index.html"
+    report = RecipePaths(params.recipe).report
+    page = "in MLflow, with the run" if f"report@{params.recipe}" in pipeline.left else report / "index.html"
     log.info("%s\n\n%s\n\n%s\n", summary, compared.result(), NEXT.format(page=page))
     return Completed(message=summary)
 
 
-def _run_stages(
-    runner: ThreadPoolTaskRunner[Any], workers: Workers, graph: dict[str, list[str]]
-) -> dict[str, State[Any]]:
+def _run_stages(runner: ThreadPoolTaskRunner[Any], workers: Workers, pipeline: Pipeline) -> dict[str, State[Any]]:
     """Run every stage as soon as those it needs have succeeded; returns the final states."""
-
-    def submit(name: str, command: list[str], needs: list[Any]) -> Any:
-        return runner.submit(run, {"name": name, "command": command, "workers": workers}, wait_for=needs)
-
+    current = pipeline.up_to_date()
+    pipeline.bring_back(current)
     futures: dict[str, Any] = {}
-    for stage, needs in graph.items():
-        futures[stage] = submit(stage, repro(stage), [futures[need] for need in needs])
+    for stage, needs in pipeline.graph.items():
+        arguments = {"name": stage} if stage in current else {"name": stage, "pipeline": pipeline, "workers": workers}
+        waited_for = [futures[need] for need in needs]
+        futures[stage] = runner.submit(skip if stage in current else run, arguments, wait_for=waited_for)
     for future in futures.values():
         future.wait()
     return {stage: future.state for stage, future in futures.items()}
+
+
+def _left(left: dict[str, str]) -> str:
+    """That results did not come back to the project, in one line."""
+    names = {why: [name for name in left if left[name] == why] for why in left.values()}
+    told = "; ".join(f"{why}: {', '.join(some[:3])}{', …' * (len(some) > 3)}" for why, some in names.items())
+    return (
+        f"{len(left)} results are in DVC's cache and MLflow, but not in this folder, whose params.yaml or code is not "
+        f"that of this run ({told}); with the same, another run restores them"
+    )
 
 
 def _failure(states: dict[str, State[Any]]) -> str:

@@ -1,5 +1,6 @@
-"""Override parameters of a flow run: write them to params.yaml like `dvc exp run -S`; undo invalid ones."""
+"""Override parameters of a flow run, in the params.yaml of its snapshot."""
 
+import contextlib
 import io
 import sys
 import tempfile
@@ -13,33 +14,25 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import YAMLError
 
-from trl.common.errors import TrlError, explained
-from trl.common.files import write_atomic
+from trl.common.errors import TrlError
 from trl.config import Params, load_params
 
-PARAMS = Path("params.yaml")
+PARAMS = "params.yaml"
 
 
-def override(overrides: list[str]) -> Params:
-    """Write `key=value` overrides to params.yaml; returns the resulting parameters.
+def override(folder: Path, overrides: list[str]) -> Params:
+    """Write `key=value` overrides to params.yaml in `folder`; returns the resulting parameters.
 
-    TrlError for an invalid override, which leaves the file unchanged.
+    TrlError for an invalid override, and for parameters that are wrong before or after.
     """
-    if not overrides:
-        return load_params(PARAMS)
+    path = folder / PARAMS
     try:
-        before = PARAMS.read_text(encoding="utf-8")
-    except (OSError, ValueError):
-        return load_params(PARAMS)  # which says what is wrong with the file
-    try:
-        write_atomic(PARAMS, overridden(before, overrides).encode())
-        return load_params(PARAMS)
-    except OSError as error:  # no room for temporary files
-        raise explained(error) from None
-    except BaseException:
-        if PARAMS.read_text(encoding="utf-8") != before:
-            write_atomic(PARAMS, before.encode())
-        raise
+        if overrides:
+            with contextlib.suppress(OSError, UnicodeDecodeError):  # of the file as it is: `load_params` explains it
+                path.write_text(overridden(path.read_text(encoding="utf-8"), overrides), encoding="utf-8")
+        return load_params(path)
+    except TrlError as error:
+        raise TrlError(str(error).replace(str(path), PARAMS)) from None
 
 
 def overridden(text: str, overrides: list[str]) -> str:
@@ -49,14 +42,14 @@ def overridden(text: str, overrides: list[str]) -> str:
     and all other uses keep the anchor and its value.
     """
     with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder, PARAMS.name)
+        copy = Path(folder, PARAMS)
         plain: Any = YAML(typ="safe")
         plain.sort_base_mapping_type_on_output = False
         plain.representer.ignore_aliases = lambda _: True  # DVC would change an anchor for all its users
         plain.dump(_parsed(plain, text), copy)
         try:
             apply_overrides(copy, overrides)
-        except InvalidArgumentError as error:
+        except (InvalidArgumentError, ValueError) as error:  # the latter for a name where a list wants a number
             why, _, _ = str(error.__cause__ or error).partition("\nSee ")  # drop the link that follows
             raise TrlError(f"override of params.yaml: {' '.join(why.split())}") from None
         wanted = plain.load(copy)

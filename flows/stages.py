@@ -1,4 +1,4 @@
-"""DVC's stages as commands: list them with their dependencies, and run them on workers."""
+"""DVC's stages as commands, and the workers that run them."""
 
 import contextlib
 import os
@@ -11,14 +11,13 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from graphlib import TopologicalSorter
 from pathlib import Path
+from types import MappingProxyType
 
 import psutil
 
 from tasks.processes import count_of, wanted_processes
 from tasks.redaction import redacted
-from trl.common.errors import TrlError
 from trl.common.names import check_name
 
 DVC = [sys.executable, "-m", "dvc"]
@@ -40,25 +39,6 @@ REMEDIES = {  # what DVC's errors say, and leave out
     "Read-only file system": "make it writable, or work in a clone elsewhere",
     "Permission denied": "make it writable, or work in a clone elsewhere",
 }
-
-
-def stage_graph() -> dict[str, list[str]]:
-    """Every stage of dvc.yaml with the stages it needs, in topological order."""
-    shown = subprocess.run([*DVC, "dag", "--dot"], capture_output=True, text=True)
-    if shown.returncode:
-        raise TrlError(f"dvc.yaml: {last_error(shown.stderr.splitlines()) or 'DVC cannot read the stages'}")
-    return parse_dot(shown.stdout)
-
-
-def parse_dot(dot: str) -> dict[str, list[str]]:
-    """Parse the output of `dvc dag --dot` as stage → stages it needs, in topological order."""
-    needs: dict[str, list[str]] = {}
-    for names in re.findall(r'^"([^"]+)"(?: -> "([^"]+)")?;', dot, re.MULTILINE):
-        for name in filter(None, names):
-            needs.setdefault(check_stage(name), [])
-        if names[1]:
-            needs[names[1]].append(names[0])
-    return {name: needs[name] for name in TopologicalSorter(needs).static_order()}
 
 
 def repro(stage: str) -> list[str]:
@@ -125,9 +105,19 @@ class Outcome:
 
 
 class Workers:
-    """Run commands in parallel, each with its share of the machine; all can be stopped together."""
+    """Run commands in the folder `cwd` in parallel, each with its share of the machine; all can be stopped together.
 
-    def __init__(self, environments: list[dict[str, str]]) -> None:
+    They have the `variables`, too, and keep the file descriptor `lock` open, which shows that the folder is in use.
+    """
+
+    def __init__(
+        self,
+        environments: list[dict[str, str]],
+        cwd: Path = Path(),
+        variables: Mapping[str, str] = MappingProxyType({}),
+        lock: int | None = None,
+    ) -> None:
+        self._cwd, self._variables, self._lock_of_folder = cwd, variables, lock
         self._free: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
         for environment in environments:
             self._free.put(environment)
@@ -135,14 +125,15 @@ class Workers:
         self._lock = threading.Lock()
         self.stopped = False
 
-    def run(self, command: list[str], on_line: Callable[[str], None]) -> Outcome:
+    def run(self, command: list[str], on_line: Callable[[str], None], lock: int | None = None) -> Outcome:
         """Run `command` on a free worker; call `on_line` for each line of output. Does nothing once stopped.
 
-        If another run uses the same files, wait until its process ends, and repeat.
+        If another run uses the same files, wait until its process ends, and repeat. `lock`: another file descriptor
+        that the command keeps open.
         """
-        environment = self._free.get()
+        environment, kept_open = self._free.get(), [n for n in (self._lock_of_folder, lock) if n is not None]
         try:
-            while (outcome := self._once(command, environment, on_line)).status and not self.stopped:
+            while (outcome := self._once(command, environment, kept_open, on_line)).status and not self.stopped:
                 if (other := blocker(outcome.lines)) is None:
                     break
                 on_line(f"waiting for process {other}, another run that uses the same files")
@@ -152,8 +143,10 @@ class Workers:
         finally:
             self._free.put(environment)
 
-    def _once(self, command: list[str], environment: dict[str, str], on_line: Callable[[str], None]) -> Outcome:
-        process = self._start(command, environment)
+    def _once(
+        self, command: list[str], environment: dict[str, str], kept_open: list[int], on_line: Callable[[str], None]
+    ) -> Outcome:
+        process = self._start(command, environment, kept_open)
         lines: list[str] = []
         if process is None:
             return Outcome(-signal.SIGINT, lines)
@@ -178,7 +171,9 @@ class Workers:
                 process.wait(max(0.0, deadline - time.monotonic()))
             _signal_group(process, signal.SIGKILL)
 
-    def _start(self, command: list[str], environment: dict[str, str]) -> "subprocess.Popen[str] | None":
+    def _start(
+        self, command: list[str], environment: dict[str, str], kept_open: list[int]
+    ) -> "subprocess.Popen[str] | None":
         # `python` in dvc.yaml must be this interpreter; output to the pipe must not be buffered.
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
         with self._lock:
@@ -186,7 +181,9 @@ class Workers:
                 return None
             process = subprocess.Popen(
                 command,
-                env={**os.environ, **environment, "PATH": path, "PYTHONUNBUFFERED": "1"},
+                cwd=self._cwd,
+                env={**os.environ, **self._variables, **environment, "PATH": path, "PYTHONUNBUFFERED": "1"},
+                pass_fds=kept_open,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,

@@ -30,7 +30,7 @@ def prepare(stage: Stage) -> None:
 
 def check_watched(path: str, key: str) -> None:
     """TrlError unless DVC notices each change in the folder `path`, which the parameter `key` names."""
-    root, folder = Path.cwd().resolve() / WATCHED, Path(path).expanduser()
+    root, folder = Path(WATCHED).resolve(), Path(path).expanduser()
     if not folder.resolve().is_relative_to(root):
         raise TrlError(
             f"{key}: {path} is not in the project's folder {WATCHED}, whose changes DVC notices; move it there"

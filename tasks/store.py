@@ -39,7 +39,8 @@ def client_and_experiment(stage: Stage) -> "tuple[MlflowClient, str]":
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    remote, root = os.environ.get("MLFLOW_TRACKING_URI"), Path.cwd()
+    # a link where a flow run works on a snapshot: the store is the project's
+    remote, root = os.environ.get("MLFLOW_TRACKING_URI"), Path(DATABASE).resolve().parent
     store = remote or f"sqlite:///{root / DATABASE}"
     name = stage.recipe.data.name
     with _alone(store):

@@ -27,8 +27,7 @@ def changed_lines(overrides: list[str]) -> list[str]:
 
 
 @pytest.fixture
-def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
+def params(tmp_path: Path) -> Path:
     path = tmp_path / "params.yaml"
     path.write_text(TEXT)
     return path
@@ -112,19 +111,23 @@ def test_a_shared_value_of_any_kind_changes_for_one_only(shared: str) -> None:
 
 
 def test_keys_can_be_added_and_removed(params: Path) -> None:
-    now = override(["+recipes.digits.train.ema=0.99", "~recipes.digits.methods.tla_rn"]).recipes["digits"]
+    now = override(params.parent, ["+recipes.digits.train.ema=0.99", "~recipes.digits.methods.tla_rn"]).recipes[
+        "digits"
+    ]
     assert now.train.ema == 0.99
     assert "tla_rn" not in now.methods
     assert "tla_sa" in now.methods
 
 
 def test_a_huge_number_stays_a_number(params: Path) -> None:
-    assert override(["recipes.digits.train.optimizer.lr=1e30"]).recipes["digits"].train.optimizer.lr == 1e30
+    assert (
+        override(params.parent, ["recipes.digits.train.optimizer.lr=1e30"]).recipes["digits"].train.optimizer.lr == 1e30
+    )
 
 
 def test_what_is_returned_is_what_the_file_says(params: Path) -> None:
-    assert override(["methods=[at, tla]", "seeds=[3]"]).methods == ("at", "tla")
-    assert override([]).seeds == (3,)
+    assert override(params.parent, ["methods=[at, tla]", "seeds=[3]"]).methods == ("at", "tla")
+    assert override(params.parent, []).seeds == (3,)
 
 
 @pytest.mark.parametrize(
@@ -136,14 +139,27 @@ def test_what_is_returned_is_what_the_file_says(params: Path) -> None:
         ("recipes.digits.train.epoch=3", "recipes.digits.train.epoch"),
         ("recipes.digits.train.epochs", "Error parsing override"),
         ("recipe=[", "override of params.yaml"),
+        ("seeds.first=1", "override of params.yaml"),
     ],
 )
-def test_a_wrong_override_is_one_line_and_leaves_the_file(params: Path, wrong: str, explained: str) -> None:
+def test_a_wrong_override_is_one_line(params: Path, wrong: str, explained: str) -> None:
     with pytest.raises(TrlError) as error:
-        override(["seeds=[7]", wrong])
+        override(params.parent, ["seeds=[7]", wrong])
     assert explained in str(error.value)
     assert "\n" not in str(error.value)
-    assert params.read_text() == TEXT
+    assert str(params.parent) not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "explained"),
+    [("recipe: [digits\nseeds: 1\n", "params.yaml: not valid YAML"), ("", "params.yaml: "), ("- 1\n", "params.yaml: ")],
+)
+def test_a_broken_file_is_one_line_with_overrides_and_without(params: Path, text: str, explained: str) -> None:
+    params.write_text(text)
+    for overrides in ([], ["recipe=mnist"]):
+        with pytest.raises(TrlError, match=explained) as error:
+            override(params.parent, overrides)
+        assert "\n" not in str(error.value)
 
 
 def test_anchors_that_pyyaml_made_are_unshared_too() -> None:

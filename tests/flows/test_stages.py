@@ -9,43 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows.stages import Workers, is_cached, is_hint, last_error, parse_dot, repro, stage_graph, worker_environments
+from flows.stages import Workers, is_cached, is_hint, last_error, repro, worker_environments
 from trl.common.errors import TrlError
-
-DOT = """\
-strict digraph {
-"report@d";
-"attack@d-um-0";
-"train@d-um-0";
-"prepare@d";
-"alone";
-"train@d-um-0" -> "report@d";
-"prepare@d" -> "attack@d-um-0";
-"train@d-um-0" -> "attack@d-um-0";
-"prepare@d" -> "train@d-um-0";
-"attack@d-um-0" -> "report@d";
-}
-"""
-
-
-def test_the_graph_lists_every_stage_after_those_it_needs() -> None:
-    graph = parse_dot(DOT)
-    assert {stage: set(needs) for stage, needs in graph.items()} == {
-        "prepare@d": set(),
-        "alone": set(),
-        "train@d-um-0": {"prepare@d"},
-        "attack@d-um-0": {"prepare@d", "train@d-um-0"},
-        "report@d": {"train@d-um-0", "attack@d-um-0"},
-    }
-    order = list(graph)
-    assert all(order.index(need) < order.index(stage) for stage, needs in graph.items() for need in needs)
-
-
-def test_models_are_finished_one_after_the_other() -> None:
-    """So that a waiting stage seldom takes the place of one that could run."""
-    edges = [(f"train-{m}", f"{s}-{m}") for s in ("attack", "detect") for m in "ab"]
-    order = list(parse_dot("".join(f'"{a}" -> "{b}";\n' for a, b in [("prepare", f"train-{m}") for m in "ab"] + edges)))
-    assert order == ["prepare", "train-a", "train-b", "attack-a", "detect-a", "attack-b", "detect-b"]
 
 
 def test_dvc_runs_in_this_interpreter_and_waits_for_its_lock() -> None:
@@ -218,6 +183,16 @@ def test_a_command_has_its_worker_s_variables_and_its_output_comes_line_by_line(
     code = "import os, sys; print(os.environ['MINE']); print('bad', file=sys.stderr); sys.exit(3)"
     outcome = Workers([{"MINE": "yes"}]).run(python(code), heard.append)
     assert (outcome.status, outcome.lines, heard) == (3, ["yes", "bad"], ["yes", "bad"])
+
+
+def test_a_command_runs_in_the_workers_folder_and_keeps_their_lock_open(tmp_path: Path) -> None:
+    lock, other = os.open(tmp_path / "lock", os.O_CREAT), os.open(tmp_path / "other", os.O_CREAT)
+    code = (
+        "import os; print(os.getcwd(), os.environ['SHARED'], "
+        f"[os.path.sameopenfile(n, os.open(name, 0)) for n, name in (({lock}, 'lock'), ({other}, 'other'))])"
+    )
+    workers = Workers([{}], tmp_path, {"SHARED": "yes"}, lock)
+    assert workers.run(python(code), lambda _: None, other).lines == [f"{tmp_path} yes [True, True]"]
 
 
 def test_python_in_a_command_is_this_interpreter() -> None:
