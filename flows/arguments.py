@@ -9,7 +9,7 @@ def parse(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(
         prog="python -m flows.full",
         description="Bring every stage up to date, record the results in MLflow and show the comparison.",
-        epilog="The options are written to params.yaml, as `dvc exp run -S` does. TRL_WORKERS: number of stages to run "
+        epilog="The options hold for this run alone; params.yaml stays as it is. TRL_WORKERS: number of stages to run "
         "in parallel (default: one per GPU, or one per core up to 4). TRL_PROCESSES: number of processes that train "
         "one model together (default 1). TRL_DEVICE: cpu, cuda, cuda:1, ...",
     )

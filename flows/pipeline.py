@@ -98,13 +98,14 @@ def _repo(root: Path) -> Repo:
 
 def _is_current(stage: Stage) -> bool:
     """Whether the inputs are those in dvc.lock and the outputs are in the cache, from which they are linked."""
-    try:
-        if stage.changed_stage() or stage.changed_deps() or not all(out.hash_info for out in stage.outs):
-            return False
-        stage.checkout(force=True)
-        return not stage.changed_outs()
-    except DvcException:  # not in the cache
+    if stage.changed_stage() or stage.changed_deps() or not _in_cache(stage):
         return False
+    stage.checkout(force=True)
+    return not stage.changed_outs()
+
+
+def _in_cache(stage: Stage) -> bool:
+    return all(out.hash_info and not (out.use_cache and out.changed_cache()) for out in stage.outs)
 
 
 def _stages(repo: Repo) -> dict[str, Stage]:
@@ -127,8 +128,11 @@ def _give(ran: Stage, stage: Stage) -> str:
         return ""
     StageLoader.fill_from_lock(stage, recorded)
     stage.cmd_changed = stage.cmd != ran.cmd
-    if stage.changed_stage() or stage.changed_deps():
+    same_outs = [out.def_path for out in stage.outs] == [out.def_path for out in ran.outs]
+    if stage.changed_stage() or not same_outs or stage.changed_deps():
         return "its inputs have changed"
+    if not _in_cache(stage):
+        return "its results are no longer in DVC's cache"
     stage.checkout(force=True)
     for mine, its in zip(ran.outs, stage.outs, strict=True):
         if not its.use_cache:

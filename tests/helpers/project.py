@@ -34,7 +34,7 @@ class Project:
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": str(root),
             "OMP_NUM_THREADS": "1",
-            "PREFECT_HOME": str(root / ".prefect"),
+            "PREFECT_HOME": str(root / ".services"),
             "DVC_NO_ANALYTICS": "1",
         }
         self.set(lambda p: p.update(methods=["um", "tla"], seeds=[0]))
@@ -47,7 +47,7 @@ class Project:
         shutil.copytree(self.root, root, dirs_exist_ok=True)
         other = copy(self)
         other.root = root
-        other.environment = self.environment | {"PYTHONPATH": str(root), "PREFECT_HOME": str(root / ".prefect")}
+        other.environment = self.environment | {"PYTHONPATH": str(root), "PREFECT_HOME": str(root / ".services")}
         return other
 
     def params(self) -> dict[str, Any]:
