@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import prefect
+from filelock import FileLock
 from prefect.settings import PREFECT_HOME, PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS, get_current_settings
 
 from flows.background import is_healthy
@@ -31,6 +32,11 @@ class TemporaryServer:
     """
 
     def __init__(self) -> None:
+        home = PREFECT_HOME.value()
+        home.mkdir(parents=True, exist_ok=True)
+        # two servers that create the database at once break it
+        self._starting = FileLock(home / "temporary-server.lock")
+        self._starting.acquire()
         with socket.socket() as probe:
             probe.bind((HOST, 0))
             port = probe.getsockname()[1]
@@ -52,15 +58,18 @@ class TemporaryServer:
         """Wait until the server responds; TrlError if it does not."""
         seconds = PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.value()
         deadline = time.monotonic() + seconds
-        while not is_healthy(f"{self.api}/health"):
-            if self._process.poll() is not None:
-                raise TrlError(f"Prefect's temporary server did not start{self._reason()}")
-            if time.monotonic() > deadline:
-                raise TrlError(
-                    f"Prefect's temporary server did not start within {seconds} s; give it more on a busy machine, "
-                    f"with {PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.name}=120, or try `make up`"
-                )
-            time.sleep(0.1)
+        try:
+            while not is_healthy(f"{self.api}/health"):
+                if self._process.poll() is not None:
+                    raise TrlError(f"Prefect's temporary server did not start{self._reason()}")
+                if time.monotonic() > deadline:
+                    raise TrlError(
+                        f"Prefect's temporary server did not start within {seconds} s; give it more on a busy machine, "
+                        f"with {PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.name}=120, or try `make up`"
+                    )
+                time.sleep(0.1)
+        finally:
+            self._starting.release()
 
     def _reason(self) -> str:
         self._output.seek(0)

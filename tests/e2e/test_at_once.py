@@ -38,7 +38,7 @@ class FlowRun:
             time.sleep(0.1)
 
     def ended(self) -> str:
-        status = self.process.wait(300)
+        status = self.process.wait(400)
         assert status == 0, self.log.read_text()
         return self.log.read_text()
 
@@ -92,6 +92,7 @@ def test_two_runs_and_an_editor_do_not_meet(shared: Project) -> None:
 
 
 def test_two_runs_of_the_same_do_each_stage_once(shared: Project) -> None:
+    shared.set(lambda p: p["recipes"]["digits"]["train"].update(epochs=20))
     one, two = FlowRun(shared), FlowRun(shared, "--methods", "um")
     outputs = (one.ended(), two.ended())
     for stage in ("train", "attack", "detect"):

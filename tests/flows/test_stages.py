@@ -25,9 +25,6 @@ def test_no_command_is_made_of_a_stage_that_a_shell_reads_otherwise(stage: str) 
     with pytest.raises(TrlError, match=r"stage .* cannot be used: rename it") as caught:
         repro(stage)
     assert "\n" not in str(caught.value)
-    if stage:
-        with pytest.raises(TrlError, match="cannot be used"):
-            parse_dot(f'"{stage}";\n')
 
 
 @pytest.mark.parametrize(
@@ -83,18 +80,6 @@ def test_the_stage_s_own_last_error_comes_first() -> None:
 def test_an_error_of_dvc_comes_with_its_remedy(said: str, remedy: str) -> None:
     assert last_error([f"ERROR: {said}"]).startswith(f"ERROR: {said}: {remedy}")
     assert last_error([f"ERROR: {said}", "error: own"]) == "error: own"
-
-
-def test_a_project_without_git_is_one_line_with_its_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DVC_NO_ANALYTICS", "1")
-    (tmp_path / ".dvc").mkdir()
-    (tmp_path / ".dvc/config").touch()
-    with pytest.raises(
-        TrlError, match=r"^dvc.yaml: ERROR: .* is not a git repository: .*run `git init` here"
-    ) as caught:
-        stage_graph()
-    assert "\n" not in str(caught.value)
 
 
 BUSY = """
