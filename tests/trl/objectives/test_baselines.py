@@ -51,7 +51,7 @@ def naive_mart(clean: Tensor, adversarial: Tensor, y: Tensor, weight: float) -> 
         ("mart", {"weight": 5.0}, naive_mart),
         ("mart", {"weight": 0.5}, naive_mart),
     ],
-    ids=str,
+    ids=["trades", "trades-0", "mart", "mart-0.5"],
 )
 def test_value_and_gradient_are_the_papers(name: str, options: dict[str, float], naive: Any, network: str) -> None:
     net = model(name=network).double()
