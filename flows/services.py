@@ -14,7 +14,7 @@ from filelock import FileLock
 
 from flows.background import Service
 from tasks.redaction import redacted
-from tasks.store import ARTIFACTS, DATABASE, follow
+from tasks.store import ARTIFACTS, address, follow
 from trl.common.errors import TrlError, explained
 
 FOLDER = Path(".services").absolute()  # logs, process ids, Prefect's database and profile; see prefect.toml
@@ -27,9 +27,9 @@ PORTS = (4200, 5000)  # of Prefect and MLflow
 def services(prefect_port: int, mlflow_port: int) -> list[Service]:
     """The services in starting order."""
     prefect = [sys.executable, "-m", "prefect"]
-    store, artifacts = Path(DATABASE).absolute(), Path(ARTIFACTS).absolute()
+    artifacts = Path(ARTIFACTS).absolute()
     mlflow = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(mlflow_port), "--workers", "1"]
-    mlflow += ["--backend-store-uri", f"sqlite:///{store}", "--artifacts-destination", artifacts.as_uri()]
+    mlflow += ["--backend-store-uri", address(Path.cwd()), "--artifacts-destination", artifacts.as_uri()]
     return [
         Service(
             "prefect",
@@ -123,6 +123,7 @@ def ui(mlflow_port: int | None = None) -> None:
         return _print_addresses(*_known_ports() or PORTS)
     _require_free(mlflow_port, "MLFLOW_PORT")
     subprocess.run([sys.executable, "-m", "tasks.record"])
+    follow(Path.cwd())  # also if nothing could be recorded
     print(f"MLflow    http://{HOST}:{mlflow_port}  (Ctrl-C to stop)", flush=True)
     with contextlib.suppress(KeyboardInterrupt):
         subprocess.run(mlflow.command, stderr=subprocess.DEVNULL)

@@ -42,8 +42,8 @@ class Snapshot:
         if folder := environ.get("TRL_RAW_DATA"):
             found["TRL_RAW_DATA"] = str(self.project / folder)
         scheme, _, path = environ.get("MLFLOW_TRACKING_URI", "").partition(":///")
-        if scheme == "sqlite" and path:
-            found["MLFLOW_TRACKING_URI"] = f"sqlite:///{self.project / path}"
+        if scheme in ("sqlite", "sqlite+pysqlite") and path:
+            found["MLFLOW_TRACKING_URI"] = f"{scheme}:///{self.project / path}"
         return found
 
     @contextlib.contextmanager

@@ -141,10 +141,40 @@ def test_a_store_of_the_users_own_is_not_touched(
 ) -> None:
     root = tmp_path / "copy"
     shutil.copytree(store.root, root)
+    (root / "mlflow.db").rename(root / "own.db")
     monkeypatch.chdir(root)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root}/own.db")
     client, experiment = opened()
     assert client.get_experiment(experiment).artifact_location == (store.root / "mlartifacts").as_uri()
+
+
+@pytest.mark.parametrize("address", ["sqlite:///mlflow.db", "sqlite:///{root}/mlflow.db"])
+def test_a_moved_store_is_the_projects_under_its_address_too(
+    store: Stored, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "moved"
+    shutil.copytree(store.root, root)
+    monkeypatch.chdir(root)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address.format(root=root))
+    client, experiment = opened()
+    assert client.get_experiment(experiment).artifact_location == (root / "mlartifacts").as_uri()
+    assert [file.path for file in client.list_artifacts(store.run)] == ["a.txt"]
+
+
+@pytest.mark.parametrize("name", ["a%20b", "a?b", "a%b", "a#b=c&d"])
+def test_any_name_of_the_projects_folder_will_do(
+    store: Stored, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / name
+    shutil.copytree(store.root, root)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(root)
+    client, experiment = opened()
+    run = client.create_run(experiment).info.run_id
+    client.log_text(run, "hello", "b.txt")
+    assert [file.path for file in client.list_artifacts(store.run)] == ["a.txt"]
+    assert [*root.rglob("b.txt")] == [root / "mlartifacts" / run / "artifacts" / "b.txt"]
+    assert not [path for path in tmp_path.iterdir() if path != root]
 
 
 def test_a_folder_inside_the_former_one_is_followed_once(store: Stored, monkeypatch: pytest.MonkeyPatch) -> None:
