@@ -76,6 +76,7 @@ def attack_model(stage: Stage) -> None:
     stage.check_inputs()
     write_atomic(paths.adversarials / "adversarials.safetensors", save(stored, found.caveats))
     CurvePoint.write(paths.metrics, [CurvePoint(attack=spec.name, **point._asdict()) for point in points])
+    result.settings = config.model_dump(mode="json")
     result.write(paths.metrics)
     shutil.rmtree(state)
     say(_line(stage, result))

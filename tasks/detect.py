@@ -71,6 +71,7 @@ def detect(stage: Stage) -> None:
         validation=validate_detector(attacker, detector, calibration, validation),
         representation=analysis.representation,
         knn=analysis.knn,
+        settings=config.model_dump(mode="json"),
     )
     stage.check_inputs()
     save_detector(detector, calibration, weights, paths.detector)

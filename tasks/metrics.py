@@ -1,6 +1,10 @@
-"""Every name under which MLflow knows a figure: a function per result file. What does not exist is NaN."""
+"""Every name under which MLflow knows a figure: a function per result file. What does not exist is NaN.
+
+MLflow's page Compare starts with the metric that was logged first, so the most telling one leads.
+"""
 
 from collections.abc import Iterable
+from statistics import fmean
 
 from trl.results import (
     ADAPTIVE,
@@ -12,15 +16,19 @@ from trl.results import (
     DetectResult,
     EnsembleResult,
     Epoch,
+    Results,
     TrainResult,
 )
 
 
 def epoch_metrics(epoch: Epoch) -> dict[str, float]:
-    """A row of training.csv, a step of the curves: epoch, train/…, val/clean and val/robust."""
-    accuracies = {"val/clean": epoch.val_clean, "val/robust": epoch.val_robust}
+    """A row of training.csv, a step of the curves: val/robust, val/clean and train/….
+
+    train/epoch is last, so that a store that has it has the whole row.
+    """
+    accuracies = {"val/robust": epoch.val_robust, "val/clean": epoch.val_clean}
     others = {name: value for name, value in epoch.columns.items() if name not in ("epoch", "val_clean", "val_robust")}
-    return {"epoch": epoch.epoch, **{f"train/{name}": value for name, value in others.items()}, **accuracies}
+    return {**accuracies, **{f"train/{name}": value for name, value in others.items()}, "train/epoch": epoch.epoch}
 
 
 def train_metrics(result: TrainResult) -> dict[str, float]:
@@ -34,7 +42,8 @@ def train_metrics(result: TrainResult) -> dict[str, float]:
 
 def attack_metrics(result: AttackResult) -> dict[str, float]:
     """attack.json: clean/accuracy, and robust/… by attack and by part of an ensemble."""
-    robust = {f"robust/{name}": figures.accuracy for name, figures in result.robust.items()}
+    worst_first = {WORST: result.robust[WORST], **result.robust}
+    robust = {f"robust/{name}": figures.accuracy for name, figures in worst_first.items()}
     stages = {
         f"robust/{name}/{part}": figures.accuracy
         for name, parts in result.stages.items()
@@ -47,7 +56,7 @@ def attack_metrics(result: AttackResult) -> dict[str, float]:
     }
     union = {"robust/union": result.union.accuracy} if result.union else {}
     counted = {"robust/warnings": len(result.warnings)}
-    return {"clean/accuracy": result.clean.accuracy, **robust, **stages, **threats, **union, **counted}
+    return {**robust, **union, **threats, **stages, "clean/accuracy": result.clean.accuracy, **counted}
 
 
 def certify_metrics(result: CertifyResult, points: Iterable[CertifiedPoint]) -> dict[str, float]:
@@ -79,6 +88,19 @@ def ensemble_metrics(name: str, result: EnsembleResult) -> dict[str, float]:
             values[f"{folder}/{kind}/{method}"] = [getattr(found, kind).each[method].value for found in seeds]
     values |= {f"{folder}/weight/{method}": [found.weights[method] for found in seeds] for method in result.methods}
     return {figure: sum(found) / len(found) for figure, found in values.items()}
+
+
+def comparison_metrics(results: Results) -> dict[str, float]:
+    """<method>/… of a pipeline run: the mean over seeds of what its table compares; the worst cases first."""
+    names = [f"robust/{name}" for name in reversed(results.attacks)]
+    names += ["clean/accuracy", "reject/worst"]
+    names += [f"detect/auc/{name}" for name in (*results.detection_attacks, ADAPTIVE)]
+    values: dict[str, float] = {}
+    for name in names:
+        for method in results.methods:
+            found = [(attack_metrics(m.attack) | detect_metrics(m.detect))[name] for m in results.of(method)]
+            values[f"{method}/{name}"] = fmean(found)
+    return values
 
 
 def _deployed(detector: DetectorFigures) -> dict[str, float]:

@@ -1,14 +1,16 @@
 """Stage train: train one model by one method, going on from its checkpoint if an earlier run was interrupted."""
 
+import contextlib
 import os
 import sys
 from functools import partial
 from pathlib import Path
 
 from tasks.fingerprint import fingerprint
+from tasks.live import ModelRun
 from tasks.processes import share_work
+from tasks.runs import training_settings
 from tasks.stage import Stage, run_stage
-from tasks.tracking import ModelRun
 
 
 def train_model(stage: Stage) -> None:
@@ -68,40 +70,44 @@ def train_on(stage: Stage, device: str) -> None:
         seconds=float(os.environ.get("TRL_CHECKPOINT_SECONDS", "30")),
         on_save=stage.check_inputs,
     )
-    run = ModelRun.begin(stage, name) if first else None
-    outcome = train(
-        model,
-        objective,
-        setting,
-        partial(build_attack_at, name=config.attack.name, threat=objective.threat, **config.attack.options),
-        splits.validation,
-        validation_attack,
-        config,
-        checkpoint=checkpoint,
-        on_epoch=lambda row: run.log(Epoch(**row)) if run else None,
-    )
-    if not run:
-        return
+    opened = ModelRun.open(stage, name) if first else contextlib.nullcontext()
+    with opened as run:
+        outcome = train(
+            model,
+            objective,
+            setting,
+            partial(build_attack_at, name=config.attack.name, threat=objective.threat, **config.attack.options),
+            splits.validation,
+            validation_attack,
+            config,
+            checkpoint=checkpoint,
+            on_epoch=lambda row: run.log(Epoch(**row)) if run else None,
+        )
+        if not run:
+            return
 
-    stage.check_inputs()
-    model.load_state_dict(outcome.state)
-    paths = stage.model_paths
-    save_model(model, paths.model)
-    weights, best = weights_sha256(paths.model), outcome.best
-    Epoch.write(paths.metrics, [Epoch(**row) for row in outcome.history])
-    TrainResult(
-        val_clean=best["val_clean"],
-        val_robust=best["val_robust"],
-        best_epoch=best["epoch"],
-        epochs=config.epochs,
-        seconds=round(sum(row["seconds"] for row in outcome.history), 1),
-        parameters=sum(p.numel() for p in model.parameters()),
-        device=torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu",
-        weights=weights,
-    ).write(paths.metrics)
-    write_atomic(stage.paths.weights / f"{stage.method}-{stage.seed}.sha256", f"{weights}\n".encode())
-    checkpoint.remove()
-    run.end(weights)
+        stage.check_inputs()
+        model.load_state_dict(outcome.state)
+        paths = stage.model_paths
+        save_model(model, paths.model)
+        weights, best = weights_sha256(paths.model), outcome.best
+        epochs = [Epoch(**row) for row in outcome.history]
+        Epoch.write(paths.metrics, epochs)
+        TrainResult(
+            val_clean=best["val_clean"],
+            val_robust=best["val_robust"],
+            best_epoch=best["epoch"],
+            epochs=config.epochs,
+            seconds=round(sum(row["seconds"] for row in outcome.history), 1),
+            parameters=sum(p.numel() for p in model.parameters()),
+            device=torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu",
+            weights=weights,
+            fingerprint=name,
+            settings=training_settings(stage),
+        ).write(paths.metrics)
+        write_atomic(stage.paths.weights / f"{stage.method}-{stage.seed}.sha256", f"{weights}\n".encode())
+        checkpoint.remove()
+        run.end(weights, epochs)
     say(
         f"{stage.method}-{stage.seed}: best epoch {best['epoch']} of {config.epochs}, on validation images "
         f"clean {best['val_clean']:.1%}, robust {best['val_robust']:.1%}"

@@ -20,10 +20,8 @@ TIMED = {
     "flows.server": {"TemporaryServer.wait": "Prefect"},
     "flows.stages": {"Workers.run": "worker", "stage_graph": "DVC"},
     "tasks.stage": {"load_params": "parameters", "run_stage": "work"},
+    "tasks.live": {"ModelRun.begin": "MLflow", "ModelRun.log": "MLflow", "ModelRun.end": "MLflow"},
     "tasks.tracking": {
-        "ModelRun.begin": "MLflow",
-        "ModelRun.log": "MLflow",
-        "ModelRun.end": "MLflow",
         "client_and_experiment": "MLflow",
         "leaderboard": "MLflow",
         "record_model": "MLflow",

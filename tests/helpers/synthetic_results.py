@@ -79,6 +79,7 @@ def write_model(folder: Path, method: str, seed: int) -> None:
             "stages": {"autoattack": {"apgd_ce": interval(robust), "square": interval(robust * 0.98)}},
             "cost": {"pgd": {"forwards": 2400, "backwards": 2400}},
             "warnings": ["flat: tiny changes do not change the <logits>"] if method == "um" else [],
+            "settings": {"precision": "fp32", "attacks": {name: spec(name, 40) for name in ATTACKS}},
         },
     )
     write_curve(folder / "curve.csv", clean, robust)
@@ -112,6 +113,10 @@ def write_ensemble(folder: Path, name: str, methods: Sequence[str] = ("um", "at"
     (folder / "ensembles" / name).mkdir(parents=True)
     content = {"epsilon": EPSILON, "methods": list(methods), "seeds": found}
     write_json(folder / "ensembles" / name / "ensemble.json", content)
+
+
+def spec(name: str, steps: int) -> dict[str, Any]:
+    return {"name": name, "options": {"steps": steps}}
 
 
 def write_training(path: Path, kind: str, clean: float, robust: float, rng: np.random.Generator) -> int:
@@ -201,6 +206,7 @@ def write_detection(folder: Path, kind: str, rng: np.random.Generator) -> None:
             "detectors": detectors,
             "validation": {"auc": 0.9, "adaptive_auc": 0.7, "clean": CLEAN[kind], "robust": ROBUST[kind]},
             "representation": {"r": shift, "r_prime": None if kind == "um" else 3 - shift},
+            "settings": {"attacks": {name: spec(name, 20) for name in DETECTION_ATTACKS}},
             "knn": {"natural": CLEAN[kind] + rng.normal(0, 0.003), "adversarial": ROBUST[kind]},
         },
     )

@@ -1,12 +1,20 @@
 """The names in MLflow: what the pages of runs, and saved views of them, are sorted and filtered by."""
 
 import math
+from pathlib import Path
 
 import pytest
 
-from tasks.metrics import attack_metrics, certify_metrics, detect_metrics, epoch_metrics, train_metrics
+from tasks.metrics import (
+    attack_metrics,
+    certify_metrics,
+    comparison_metrics,
+    detect_metrics,
+    epoch_metrics,
+    train_metrics,
+)
 from tests.helpers.synthetic_results import write_certificates, write_metrics
-from trl.results import ModelResults, load_model_results
+from trl.results import ModelResults, load_model_results, load_results
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +28,7 @@ def test_an_epoch(models: dict[str, ModelResults]) -> None:
     first, second = models["tla"].training[:2]
     terms = {"ce", "triplet", "norm", "active", "positive_distance", "negative_distance"}
     curves = {f"train/{name}" for name in {"lr", "loss", "accuracy", "seconds"} | terms}
-    assert epoch_metrics(first).keys() == curves | {"epoch", "val/clean", "val/robust"}
+    assert epoch_metrics(first).keys() == curves | {"train/epoch", "val/clean", "val/robust"}
     assert math.isnan(epoch_metrics(first)["val/robust"])
     assert epoch_metrics(second)["val/robust"] == second.val_robust
     assert epoch_metrics(second)["train/ce"] == second.terms["ce"]
@@ -72,3 +80,12 @@ def test_detection(models: dict[str, ModelResults]) -> None:
     undefended = detect_metrics(models["um"].detect)
     assert "detect/auc_failed/pgd" not in undefended  # there are none
     assert math.isnan(undefended["representation/r_prime"])
+
+
+def test_a_comparison_has_each_methods_mean_and_the_worst_case_first(tmp_path: Path) -> None:
+    found = load_results(write_metrics(tmp_path, ["um", "tla"], [0, 1]), ["um", "tla"], [0, 1])
+    metrics = comparison_metrics(found)
+    assert next(iter(metrics)) == "um/robust/worst"
+    worst = [model.attack.robust["worst"].accuracy for model in found.of("tla")]
+    assert metrics["tla/robust/worst"] == pytest.approx(sum(worst) / 2)
+    assert {"um/robust/pgd", "um/clean/accuracy", "tla/detect/auc/adaptive", "tla/reject/worst"} < metrics.keys()

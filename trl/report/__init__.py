@@ -2,7 +2,7 @@
 
 from trl.report.figures import save_figures
 from trl.report.page import write_report
-from trl.report.table import text_table, write_csv
+from trl.report.table import markdown_table, text_table, write_csv
 from trl.results import load_results
 
-__all__ = ["load_results", "save_figures", "text_table", "write_csv", "write_report"]
+__all__ = ["load_results", "markdown_table", "save_figures", "text_table", "write_csv", "write_report"]

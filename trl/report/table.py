@@ -204,7 +204,21 @@ def text_table(results: Results) -> str:
         "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
         for row in [header, ["─" * width for width in widths], *rows]
     ]
-    return "\n".join([*lines, "", f"Percent; {describe_seeds(results)}; epsilon {show_epsilon(results.epsilon)}."])
+    return "\n".join([*lines, "", _describe(results)])
+
+
+def markdown_table(results: Results) -> str:
+    """The comparison for a page that renders Markdown, the best of each column in bold; `text_table` says the same."""
+    columns = comparison(results)
+    best = [column.best() for column in columns]
+    cells = [
+        [f"**{c.text(m)}**" if m in winners else c.text(m) for c, winners in zip(columns, best, strict=True)]
+        for m in results.methods
+    ]
+    rows = [["method", *(column.title for column in columns)], ["---", *("---:" for _ in columns)]]
+    rows += [[method, *row] for method, row in zip(results.methods, cells, strict=True)]
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([*lines, "", _describe(results)])
 
 
 def describe_seeds(results: Results) -> str:
@@ -212,6 +226,10 @@ def describe_seeds(results: Results) -> str:
     if len(results.seeds) == 1:
         return f"one model per method (seed {results.seeds[0]})"
     return f"mean ± standard deviation over seeds {', '.join(map(str, results.seeds))}"
+
+
+def _describe(results: Results) -> str:
+    return f"Percent; {describe_seeds(results)}; epsilon {show_epsilon(results.epsilon)}."
 
 
 def show_epsilon(epsilon: float) -> str:

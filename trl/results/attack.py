@@ -33,7 +33,7 @@ class AttackResult(Document):
     `threats`: under further threats, by name; `union`: under all attacks of all threats, if there are further ones.
 
     `stages`: what is left after each part of an ensemble; `cost`: by attack, or `attack/part`; `warnings`: signs of a
-    mistake or of gradient masking.
+    mistake or of gradient masking. `settings`: the section of params.yaml that ran, with all defaults.
     """
 
     file, stage = "attack.json", "attack"
@@ -46,6 +46,7 @@ class AttackResult(Document):
     warnings: list[str] = Field(default_factory=list)
     threats: dict[str, FurtherThreat] = Field(default_factory=dict)
     union: Accuracy | None = None
+    settings: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _complete(self) -> Self:

@@ -1,6 +1,6 @@
 """What the stage detect writes: detect.json, roc.csv, scores.csv, detection.csv and tsne.csv."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -97,7 +97,8 @@ class DetectResult(Document):
     """detect.json: every detector's figures, and which of them is the one to deploy (`detector`).
 
     `false_alarms` is the rate that the thresholds were calibrated for. `validation`: the figures by which a model is
-    chosen for deployment, without a look at test images.
+    chosen for deployment, without a look at test images. `settings`: the section of params.yaml that ran, with all
+    defaults.
     """
 
     file, stage = "detect.json", "detect"
@@ -109,6 +110,7 @@ class DetectResult(Document):
     validation: Validation
     representation: Representation
     knn: Neighbours
+    settings: dict[str, Any] = Field(default_factory=dict)
 
     @property
     def deployed(self) -> DetectorFigures:

@@ -3,13 +3,16 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import model_serializer, model_validator
+from pydantic import Field, model_serializer, model_validator
 
 from trl.results.base import Document, Measure, Row
 
 
 class TrainResult(Document):
-    """train.json: the selected epoch and what the training took; `weights` is their SHA-256."""
+    """train.json: the selected epoch and what the training took; `weights` is their SHA-256.
+
+    `fingerprint` is the hash of all that the training depended on; `settings`: what was asked for, with all defaults.
+    """
 
     file, stage = "train.json", "train"
 
@@ -21,6 +24,8 @@ class TrainResult(Document):
     parameters: int
     device: str
     weights: str
+    fingerprint: str = ""
+    settings: dict[str, Any] = Field(default_factory=dict)
 
 
 class Epoch(Row):
