@@ -11,7 +11,6 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlencode
 
 from tasks.metrics import (
     attack_metrics,
@@ -128,18 +127,12 @@ def leaderboard(stage: Stage) -> str | None:
     """The address of the MLflow page that lists the data set's models by worst-case accuracy; None without a store."""
     with forgiving():
         _, experiment = client_and_experiment(stage)
-        query = {
-            "workflowType": "machine_learning",  # the layout for trained models
-            "viewStateShareKey": VIEW,
-            "searchFilter": "tags.`trl.kind` = 'model'",
-            "orderByKey": "metrics.`robust/worst`",
-            "orderByAsc": "false",
-        }
         remote = os.environ.get("MLFLOW_TRACKING_URI", "")
         local = f"http://127.0.0.1:{os.environ.get('MLFLOW_PORT', '5000')}"  # where `make up` and `make ui` serve it
         server = remote.rstrip("/") if remote.startswith("http") else local
-        # sorted by a metric, MLflow lists models themselves; sorted by date it folds them below their pipeline run
-        return f"{redacted(server)}/#/experiments/{experiment}/runs?{urlencode(query, quote_via=quote)}"
+        # a filter or an order in the address would make the page ignore the view
+        view = f"workflowType=machine_learning&viewStateShareKey={VIEW}"
+        return f"{redacted(server)}/#/experiments/{experiment}/runs?{view}"
     return None
 
 
@@ -218,12 +211,20 @@ def _comparison_settings(results: Results) -> dict[str, str]:
 
 
 def _view(results: Results) -> dict[str, Any]:
-    """What the leaderboard shows: by MLflow's names of columns."""
+    """What the leaderboard shows, in the terms of MLflow's page; left to itself, it orders columns by name."""
     robust = [f"robust/{name}" for name in reversed(results.attacks)]  # the worst case first
     auc = [f"detect/auc/{name}" for name in (*results.detection_attacks, ADAPTIVE)]
-    metrics = ["clean/accuracy", *robust, *auc, "reject/worst"]
-    columns = [*(f"params.`{name}`" for name in ("method", "seed")), *(f"metrics.`{name}`" for name in metrics)]
-    return {"selectedColumns": columns}
+    columns = [f"metrics.`{name}`" for name in ("clean/accuracy", *robust, *auc, "reject/worst")]
+    name, date = "attributes.`Run Name`", "runDateAndNestInfo"
+    return {
+        "searchFilter": f"tags.`{KIND}` = 'model'",
+        # sorted by a metric, MLflow lists models themselves; sorted by date it folds them below their pipeline run
+        "orderByKey": "metrics.`robust/worst`",
+        "orderByAsc": False,
+        "selectedColumns": columns,
+        "columnOrder": [name, date, *columns],
+        "columnWidths": {name: 360, **dict.fromkeys(columns, 130)},
+    }
 
 
 def _log_model_artifacts(client: "MlflowClient", run_id: str, stage: Stage, results: ModelResults) -> None:

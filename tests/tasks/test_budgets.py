@@ -125,13 +125,16 @@ def test_the_leaderboard_opens_with_columns(project: Path, capsys: pytest.Captur
     assert run() == 0
     address = capsys.readouterr().out.split()[-1]
     query = {name: value[0] for name, value in parse_qs(address.partition("?")[2]).items()}
-    assert query["workflowType"] == "machine_learning"
+    assert query == {"workflowType": "machine_learning", "viewStateShareKey": "leaderboard"}
     client = MlflowClient(f"sqlite:///{project}/mlflow.db")
     tags = client.get_experiment(runs(project)[0].info.experiment_id).tags
-    columns = json.loads(tags[f"mlflow.sharedViewState.{query['viewStateShareKey']}"])["selectedColumns"]
-    assert columns[:4] == ["params.`method`", "params.`seed`", "metrics.`clean/accuracy`", "metrics.`robust/worst`"]
+    view = json.loads(tags[f"mlflow.sharedViewState.{query['viewStateShareKey']}"])
+    assert (view["orderByKey"], view["orderByAsc"]) == ("metrics.`robust/worst`", False)
+    columns = view["selectedColumns"]
+    assert columns[:2] == ["metrics.`clean/accuracy`", "metrics.`robust/worst`"]
+    assert view["columnOrder"][2:] == columns
     metrics = {name for r in runs(project) for name in r.data.metrics}
-    assert {name[9:-1] for name in columns if name.startswith("metrics")} < metrics
+    assert {name.removeprefix("metrics.`").removesuffix("`") for name in columns} < metrics
 
 
 def test_files_of_an_earlier_version_are_recorded_as_they_are(project: Path) -> None:
