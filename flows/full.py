@@ -20,7 +20,6 @@ if __name__ == "__main__":
     GIVEN = parse()  # before the slow imports, so that --help and wrong options are fast
 
 from prefect import flow, get_run_logger, task
-from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.exceptions import FailedRun
@@ -28,6 +27,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from flows.artifact import publish, run_name
 from flows.parameters import PARAMS, override
 from flows.pipeline import Pipeline
 from flows.server import TemporaryServer
@@ -37,12 +37,10 @@ from tasks.paths import RecipePaths
 from trl.common.errors import TrlError, explained
 from trl.config import Params, load_params
 from trl.report import load_results, text_table
-from trl.report.table import comparison
 
 NEXT = """\
-report    {page}
-runs      make ui      curves, parameters and models in MLflow
-again     make run     reruns only what a change of params.yaml or the code affects"""
+make ui    serves MLflow's pages, unless `make up` does
+make run   reruns only what a change of params.yaml or the code affects"""
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -93,32 +91,31 @@ def record(workers: Workers) -> State[Any]:
 
 
 def _outcome(workers: Workers, command: list[str], level: int, lock: int | None = None) -> State[Any]:
-    """Run one command; the state is Cached if DVC had nothing to do, Failed with its error line, or Cancelled."""
+    """Run one command; the state is Cached if DVC had nothing to do, Failed with its error line, or Cancelled.
+
+    Its result is the output, in lines.
+    """
     log = get_run_logger()
     outcome = workers.run(command, lambda line: None if is_hint(line) else log.log(level, "%s", line), lock)
     if workers.stopped:
         return Cancelled(message="interrupted")
     if outcome.status:
         return Failed(message=last_error(outcome.lines) or f"error: exit status {outcome.status}")
-    return Completed(name="Cached") if is_cached(outcome.lines) else Completed()
+    return Completed(name="Cached") if is_cached(outcome.lines) else Completed(data=outcome.lines)
 
 
 @task(cache_policy=NO_CACHE, task_run_name="compare")
-def compare(folder: Path, params: Params) -> Any:
-    """Compare all selected models: returns a text table, and stores an artifact of the flow run."""
+def compare(folder: Path, params: Params, recorded: list[str], report: str) -> Any:
+    """Compare all selected models: returns a text table and where to look, and stores an artifact of the flow run."""
     try:
         metrics = folder / RecipePaths(params.recipe).metrics
-        results = load_results(metrics, params.methods, params.seeds, params.certify)
+        results = load_results(metrics, params.methods, params.seeds, params.certify, params.ensembles)
     except TrlError as error:
         return Failed(message=f"error: {error}")
-    columns = comparison(results)
-    rows = [{"method": m, **{column.title: column.text(m) for column in columns}} for m in results.methods]
-    key = f"comparison-{params.recipe}".lower().replace("_", "-")
-    create_table_artifact(rows, key=key, description=f"Recipe {params.recipe}, in percent")
-    return text_table(results)
+    return f"{text_table(results)}\n\n{publish(params, results, recorded, report)}"
 
 
-@flow(name="trl")
+@flow(name="trl", flow_run_name=run_name)
 def full(
     recipe: str | None = None,
     methods: list[str] | None = None,
@@ -162,14 +159,15 @@ def _run_in(made: Snapshot, overrides: list[str]) -> State[Any]:
             recorded = record(workers, return_state=True)
         finally:  # leave nothing running if interrupted
             workers.stop()
-    compared = compare(made.root, params, return_state=True)
+    report = RecipePaths(params.recipe).report / "index.html"
+    place = "in MLflow, with the comparison" if f"report@{params.recipe}" in pipeline.left else str(report)
+    lines = recorded.result() if recorded.is_completed() else []
+    compared = compare(made.root, params, lines, place, return_state=True)
     if failure := _failure({"record": recorded, "compare": compared}):
         return Failed(message=failure)
     cached = sum(state.name == "Cached" for state in states.values())
     summary = f"{len(states) - cached} stages ran, {cached} were up to date"
-    report = RecipePaths(params.recipe).report
-    page = "in MLflow, with the run" if f"report@{params.recipe}" in pipeline.left else report / "index.html"
-    log.info("%s\n\n%s\n\n%s\n", summary, compared.result(), NEXT.format(page=page))
+    log.info("%s\n\n%s\n%s\n", summary, compared.result(), NEXT)
     return Completed(message=summary)
 
 

@@ -3,16 +3,17 @@
 import sys
 
 from tasks.stage import Stage, run_stage
-from tasks.tracking import leaderboard, record_pipeline
+from tasks.tracking import pages, record_pipeline
 from trl.common.errors import TrlError
 
 
 def record(stage: Stage) -> None:
     """Complete the runs of all selected models and of the pipeline."""
-    if not record_pipeline(stage):
+    parent = record_pipeline(stage)
+    if parent is None:
         raise TrlError("MLflow is not complete, as the warning above says; mend its store and repeat the command")
-    if page := leaderboard(stage):
-        print(f"models by worst-case accuracy: {page}")
+    for shown, page in pages(stage, parent).items():
+        print(f"{shown}: {page}")
 
 
 if __name__ == "__main__":

@@ -136,8 +136,9 @@ def named(name: str, run: "Run", params: Mapping[str, str], others: "Sequence[Ru
     changes = [f"{key}={value}" for key, value in now.items() if value != then.get(key, value)]
     changes += [f"+{key.removesuffix('.name')}" for key in now if key.endswith(".name") and key not in then]
     changes += [f"-{key.removesuffix('.name')}" for key in then if key.endswith(".name") and key not in now]
-    more = [f"+{len(changes) - CHANGES} more"] if len(changes) > CHANGES else []
-    return " ".join([name, *changes[:CHANGES], *more])
+    if len(changes) > CHANGES:
+        changes = [*changes[:CHANGES], f"{len(changes) - CHANGES} more"]
+    return f"{name} ({', '.join(changes)})" if changes else name
 
 
 def log_curves(client: "MlflowClient", run: "Run", epochs: Sequence[Epoch]) -> None:

@@ -113,7 +113,7 @@ def _project(store: str) -> Path | None:
 def _file(store: str) -> Path | None:
     """The file of an SQLite store; None for any other store."""
     found = SQLITE.match(store)
-    return Path(unquote(found[2])).absolute() if found else None
+    return Path(unquote(found[2])).resolve() if found else None
 
 
 def _alone(store: str) -> contextlib.AbstractContextManager[object]:

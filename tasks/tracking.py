@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -123,25 +123,28 @@ def _model_run(client: "MlflowClient", experiment: str, stage: Stage, results: M
     return log_params(client, create_model_run(client, experiment, stage, settings, **tags), stage, wanted)
 
 
-def leaderboard(stage: Stage) -> str | None:
-    """The address of the MLflow page that lists the data set's models by worst-case accuracy; None without a store."""
+def pages(stage: Stage, parent: str) -> dict[str, str]:
+    """MLflow's pages for what was recorded, by what they show; none without a store."""
     with forgiving():
         _, experiment = client_and_experiment(stage)
         remote = os.environ.get("MLFLOW_TRACKING_URI", "")
         local = f"http://127.0.0.1:{os.environ.get('MLFLOW_PORT', '5000')}"  # where `make up` and `make ui` serve it
         server = remote.rstrip("/") if remote.startswith("http") else local
-        # a filter or an order in the address would make the page ignore the view
-        view = f"workflowType=machine_learning&viewStateShareKey={VIEW}"
-        return f"{redacted(server)}/#/experiments/{experiment}/runs?{view}"
-    return None
+        runs, layout = f"{redacted(server)}/#/experiments/{experiment}/runs", "workflowType=machine_learning"
+        return {
+            "this comparison": f"{runs}/{parent}?{layout}",
+            # a filter or an order in the address would make the page ignore the view
+            "models by worst-case accuracy": f"{runs}?{layout}&viewStateShareKey={VIEW}",
+        }
+    return {}
 
 
-def record_pipeline(stage: Stage) -> bool:
+def record_pipeline(stage: Stage) -> str | None:
     """Record every selected model completely, and the comparison as the parent run of this pipeline run.
 
     A pipeline run is known by the content of its results: repeating it changes nothing, new results make a new parent.
-    Returns whether all of it is in the store now. TrlError for a result file that is missing or broken, once the models
-    that have all of theirs are recorded.
+    Returns the parent's id once all of it is in the store, else None. TrlError for a result file that is missing or
+    broken, once the models that have all of theirs are recorded.
     """
     params, folder = stage.params, stage.paths.metrics
     stages = [Stage(params, stage.recipe_name, method, seed) for method in params.methods for seed in params.seeds]
@@ -165,12 +168,12 @@ def record_pipeline(stage: Stage) -> bool:
         folders += [stage.paths.ensemble(name) for name in params.ensembles]
         content = _digest(*(file for folder in folders for file in sorted(folder.iterdir())))
         found = search(client, experiment, pipeline=content)
-        parent = found[0].info.run_id if found else _record_comparison(client, experiment, stage, results, content)
+        parent: str = found[0].info.run_id if found else _record_comparison(client, experiment, stage, results, content)
         for run_id in filter(None, runs):
             client.set_tag(run_id, "mlflow.parentRunId", parent)
         client.set_experiment_tag(experiment, f"mlflow.sharedViewState.{VIEW}", json.dumps(_view(results)))
-        return None not in runs
-    return False
+        return None if None in runs else parent
+    return None
 
 
 def _record_comparison(client: "MlflowClient", experiment: str, stage: Stage, results: Results, content: str) -> str:
@@ -187,8 +190,8 @@ def _record_comparison(client: "MlflowClient", experiment: str, stage: Stage, re
     run_id: str = run.info.run_id
     methods, seeds = ", ".join(results.methods), ", ".join(map(str, results.seeds))
     settings = _comparison_settings(results)
-    name = named(f"{stage.recipe_name}: {methods}; seeds {seeds}", run, settings, former)
-    client.update_run(run_id, name=name)
+    name = comparison_name(stage.recipe_name, results.methods, results.seeds)
+    client.update_run(run_id, name=named(name, run, settings, former))
     settings |= {"recipe": stage.recipe_name, "methods": methods, "seeds": seeds}
     client.log_batch(run_id, points(comparison_metrics(results)), [Param(*item) for item in settings.items()])
     for ensemble, together in results.ensembles.items():
@@ -199,6 +202,12 @@ def _record_comparison(client: "MlflowClient", experiment: str, stage: Stage, re
     client.set_tag(run_id, PIPELINE, content)
     client.set_terminated(run_id, "FINISHED")
     return run_id
+
+
+def comparison_name(recipe: str, methods: Sequence[str], seeds: Sequence[int]) -> str:
+    """Names a pipeline run by what it compares."""
+    plural = "s" if len(seeds) > 1 else ""
+    return f"{recipe}: {', '.join(methods)}; seed{plural} {', '.join(map(str, seeds))}"
 
 
 def _comparison_settings(results: Results) -> dict[str, str]:

@@ -23,7 +23,7 @@ TIMED = {
     "tasks.live": {"ModelRun.begin": "MLflow", "ModelRun.log": "MLflow", "ModelRun.end": "MLflow"},
     "tasks.tracking": {
         "client_and_experiment": "MLflow",
-        "leaderboard": "MLflow",
+        "pages": "MLflow",
         "record_model": "MLflow",
         "record_pipeline": "MLflow",
     },

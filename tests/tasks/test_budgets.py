@@ -68,7 +68,7 @@ def test_a_changed_budget_is_a_run_of_its_own_with_a_name_that_says_so(project: 
     assert {r.info.run_id: r.data.metrics for r in runs(project)}.items() > before.items()
     *_, new = runs(project)
     assert len(runs(project)) == 4
-    assert new.info.run_name == "digits/at-0 attack.attacks.pgd.steps=3"
+    assert new.info.run_name == "digits/at-0 (attack.attacks.pgd.steps=3)"
     assert (new.data.metrics["robust/worst"], new.info.status) == (0.9, "FINISHED")
     assert steps(project, new, "train/loss") == [*range(1, 41)]
     assert run() == 0  # recording again adds nothing
@@ -83,7 +83,7 @@ def test_names_tell_of_added_and_removed_attacks_and_not_of_too_much(project: Pa
 
     edit("attack.json", other)
     assert run() == 0
-    assert runs(project)[-1].info.run_name == "digits/at-0 +attack.attacks.square -attack.attacks.fgsm"
+    assert runs(project)[-1].info.run_name == "digits/at-0 (+attack.attacks.square, -attack.attacks.fgsm)"
 
     def many(content: dict[str, Any]) -> None:
         for spec in content["settings"]["attacks"].values():
@@ -92,20 +92,20 @@ def test_names_tell_of_added_and_removed_attacks_and_not_of_too_much(project: Pa
     edit("attack.json", many)
     assert run() == 0
     name = runs(project)[-1].info.run_name
-    assert name.startswith("digits/at-0 attack.attacks.bim.steps=7 ")
-    assert name.endswith(" +2 more")
+    assert name.startswith("digits/at-0 (attack.attacks.bim.steps=7, ")
+    assert name.endswith(", 2 more)")
 
 
 def test_the_parent_run_holds_the_comparison_under_a_name_that_says_what_is_compared(project: Path) -> None:
     (parent,) = runs(project, "pipeline")
-    assert parent.info.run_name == "digits: um, at; seeds 0"
+    assert parent.info.run_name == "digits: um, at; seed 0"
     worst = {r.data.params["method"]: r.data.metrics["robust/worst"] for r in runs(project)}
     assert {f"{method}/robust/worst": value for method, value in worst.items()}.items() <= parent.data.metrics.items()
     assert parent.data.params["attack.attacks.pgd.steps"] == "40"
     assert "| method | clean |" in parent.data.tags["mlflow.note.content"]
     edit("attack.json", weaker)
     assert run() == 0
-    assert runs(project, "pipeline")[-1].info.run_name == "digits: um, at; seeds 0 attack.attacks.pgd.steps=3"
+    assert runs(project, "pipeline")[-1].info.run_name == "digits: um, at; seed 0 (attack.attacks.pgd.steps=3)"
 
 
 def test_a_comparison_that_was_cut_short_is_recorded_again(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

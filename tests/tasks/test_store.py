@@ -161,6 +161,17 @@ def test_a_moved_store_is_the_projects_under_its_address_too(
     assert [file.path for file in client.list_artifacts(store.run)] == ["a.txt"]
 
 
+def test_a_folder_that_links_to_the_store_uses_the_projects(store: Stored, monkeypatch: pytest.MonkeyPatch) -> None:
+    follow(store.root)
+    snapshot = store.root / "snapshot"
+    snapshot.mkdir()
+    (snapshot / "mlflow.db").symlink_to(store.root / "mlflow.db")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(snapshot)
+    client, experiment = client_and_experiment(Stage(load_params(ROOT / "params.yaml", as_written=True), "digits"))
+    assert client.get_experiment(experiment).artifact_location == (store.root / "mlartifacts").as_uri()
+
+
 @pytest.mark.parametrize("name", ["a%20b", "a?b", "a%b", "a#b=c&d"])
 def test_any_name_of_the_projects_folder_will_do(
     store: Stored, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
