@@ -85,6 +85,7 @@ def _start(server: Service, mlflow: Service, worker: Service, missing: list[Serv
     PROFILES.write_text(f'active = "trl"\n\n[profiles.trl]\nPREFECT_API_URL = "{api}"\n')
     # MLflow would start job runners, which this project does not use
     environment = {**os.environ, "PREFECT_API_URL": api, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    environment["MLFLOW_PORT"] = str(ports[1])  # for links
     print(f"starting {', '.join(service.name for service in missing)} …", flush=True)
     if server in missing:
         server.start(environment)
