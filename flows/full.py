@@ -161,7 +161,7 @@ def _run_in(made: Snapshot, overrides: list[str]) -> State[Any]:
             workers.stop()
     report = RecipePaths(params.recipe).report / "index.html"
     place = "in MLflow, with the comparison" if f"report@{params.recipe}" in pipeline.left else str(report)
-    lines: list[str] = recorded.result() if recorded.is_completed() else []
+    lines: Any = recorded.result() if recorded.is_completed() else []
     compared = compare(made.root, params, lines, place, return_state=True)
     if failure := _failure({"record": recorded, "compare": compared}):
         return Failed(message=failure)
