@@ -14,7 +14,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import YAMLError
 
-from trl.common.errors import TrlError
+from trl.common.errors import TrlError, explained
+from trl.common.files import write_atomic
 from trl.config import Params, load_params
 
 PARAMS = "params.yaml"
@@ -28,11 +29,13 @@ def override(folder: Path, overrides: list[str]) -> Params:
     path = folder / PARAMS
     try:
         if overrides:
-            with contextlib.suppress(OSError, UnicodeDecodeError):  # of the file as it is: `load_params` explains it
-                path.write_text(overridden(path.read_text(encoding="utf-8"), overrides), encoding="utf-8")
+            with contextlib.suppress(FileNotFoundError, UnicodeDecodeError):  # `load_params` explains these
+                write_atomic(path, overridden(path.read_text(encoding="utf-8"), overrides).encode())
         return load_params(path)
     except TrlError as error:
         raise TrlError(str(error).replace(str(path), PARAMS)) from None
+    except OSError as error:  # no room for temporary files
+        raise explained(error) from None
 
 
 def overridden(text: str, overrides: list[str]) -> str:

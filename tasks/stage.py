@@ -97,7 +97,7 @@ def run_stage(
         if per_model == "optional":
             work(Stage(params, name), **given, **named)
         else:
-            stage = Stage(params, name, **given, inputs=inputs_of(kind, {"recipe": name, **given}, text))
+            stage = Stage(params, name, **given, inputs=inputs_of(kind, {"recipe": name, **given, **named}, text))
             work(stage, **named)
             stage.check_inputs()
     except TrlError as error:

@@ -1,5 +1,6 @@
 """The stage on a small network: its file says what was found under the recipe's threat and under further ones."""
 
+import json
 from copy import deepcopy
 from pathlib import Path
 
@@ -17,8 +18,8 @@ from tasks.stage import Stage
 from tests.helpers import ROOT
 from trl.config import load_params
 from trl.data import load_dataset, save_splits, split
-from trl.models import build_model, save_model
-from trl.results import AttackResult
+from trl.models import build_model, save_model, weights_sha256
+from trl.results import AttackResult, TrainResult
 
 PATHS = RecipePaths("digits").model("um", 0)
 BACKGROUND = {"name": "background", "threshold": 0.1}
@@ -37,6 +38,8 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
         cross_entropy(model(splits.train.images / 255), splits.train.labels).backward()
         optimizer.step()
     save_model(model.eval(), PATHS.model)
+    figures = {"val_clean": 0.9, "val_robust": 0.0, "best_epoch": 1, "epochs": 1, "seconds": 1.0}
+    TrainResult(**figures, parameters=1, device="cpu", weights=weights_sha256(PATHS.model)).write(PATHS.metrics)
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     recipe = params["recipes"]["digits"]
     recipe.update(deepcopy(TINY), threat={"norm": "linf", "epsilon": 0.1})
@@ -69,5 +72,5 @@ def test_each_threat_has_its_own_worst_case(stage: Stage) -> None:
 def test_without_further_threats_there_is_no_union(stage: Stage) -> None:
     stage.recipe.attack.threats.clear()
     attack_model(stage)
-    assert "threats" not in (PATHS.metrics / "attack.json").read_text()
+    assert "threats" not in json.loads((PATHS.metrics / "attack.json").read_text())
     assert AttackResult.read(PATHS.metrics).union is None

@@ -153,8 +153,8 @@ def test_fingerprint_knows_model_data_and_attacks() -> None:
 def test_description_of_an_attack() -> None:
     described = Description().text(Ensemble({"a": partial(pgd, threat=THREAT, steps=3)}))
     assert described == (
-        "trl.attacks.ensemble:Ensemble(parts={'a': trl.attacks.pgd:pgd(steps=3, threat=trl.threat:Linf(epsilon=0.2))}, "
-        "criterion=trl.attacks.criterion:Misclassified())"
+        "trl.attacks.ensemble:Ensemble(parts={'a': trl.attacks.pgd:pgd(steps=3, threat="
+        "trl.threat.threats:Linf(epsilon=0.2, region=None))}, criterion=trl.attacks.criterion:Misclassified())"
     )
     assert "0x" not in Description("1").text(partial(pgd, criterion=object()))
 
