@@ -22,7 +22,7 @@ else:
 Attacks = Annotated[dict[Name, AttackSpec], NAMED_BY_KEY, Field(min_length=1)]
 
 
-class Threat(Section):
+class ThreatSection(Section):
     """Perturbations of at most `epsilon` in `norm`, for images in [0, 1]; inside `region` alone if there is one."""
 
     norm: Literal["linf", "l2", "l1"] = "linf"
@@ -130,13 +130,13 @@ class Curve(Section):
     samples: Count | None = None
 
 
-class FurtherThreat(Threat):
+class FurtherThreatSection(ThreatSection):
     """A threat beside the recipe's, with the attacks for its own worst case."""
 
     attacks: Attacks = Field(default={"autoattack": None}, validate_default=True)
 
 
-class Evaluation(Section):
+class AttackSection(Section):
     """The attacks behind the reported robust accuracy, on the first `samples` test images (all if null).
 
     `threats`: further ones by name, each with its own attacks; an image counts for the union if it withstands all.
@@ -147,11 +147,11 @@ class Evaluation(Section):
     batch_size: Count = 500
     precision: Literal["fp32", "bf16"] = "fp32"
     attacks: Attacks
-    threats: dict[str, FurtherThreat] = Field(default_factory=dict)
+    threats: dict[Name, FurtherThreatSection] = Field(default_factory=dict)
     curve: Curve
 
     @model_validator(mode="after")
-    def _named_apart(self) -> "Evaluation":
+    def _named_apart(self) -> "AttackSection":
         for name in self.threats:
             if name in ("clean", "worst", "union", *self.attacks):
                 raise refuse(f"{name!r} names another figure: choose another name", ("threats",))
@@ -244,10 +244,10 @@ class Recipe(Section):
 
     data: Data
     model: ModelSpec
-    threat: Threat
+    threat: ThreatSection
     train: Train
     methods: Annotated[dict[Name, Method], NAMED_BY_KEY, Field(min_length=1)]
-    attack: Evaluation
+    attack: AttackSection
     detect: Detection
     certify: Certify | None = None
     ensembles: dict[Name, Ensemble] = Field(default_factory=dict)
