@@ -11,7 +11,7 @@ def record(stage: Stage) -> None:
     """Complete the runs of all selected models and of the pipeline."""
     parent = record_pipeline(stage)
     if parent is None:
-        raise TrlError("MLflow is not complete, as the warning above says; mend its store and repeat the command")
+        raise TrlError("MLflow is not complete, as the warning above says; fix its store and repeat the command")
     for shown, page in pages(stage, parent).items():
         print(f"{shown}: {page}")
 

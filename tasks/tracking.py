@@ -197,7 +197,6 @@ def _record_comparison(client: "MlflowClient", experiment: str, stage: Stage, re
     for ensemble, together in results.ensembles.items():
         client.log_batch(run_id, points(ensemble_metrics(ensemble, together)))
     client.log_artifacts(run_id, str(stage.paths.report), "report")
-    client.log_artifact(run_id, str(stage.paths.comparison), "report")
     client.log_dict(run_id, stage.recipe.model_dump(mode="json"), "recipe.yaml")
     client.set_tag(run_id, PIPELINE, content)
     client.set_terminated(run_id, "FINISHED")
