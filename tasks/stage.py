@@ -59,7 +59,7 @@ def run_stage(
     names: Mapping[str, str] = MappingProxyType({}),
     as_written: bool = False,
 ) -> int:
-    """Parse the command line, read params.yaml and do `work`; the exit status. An error that a user can fix is one line.
+    """Parse the command line, read params.yaml and do `work`; the exit status. An error for the user is one line.
 
     `per_model`: the stage is one of a model, which --method and --seed name; if "optional", `work` gets those by name
     besides, None where they are left out. `paths` and `names`: further required arguments, files and words, and what
