@@ -75,7 +75,7 @@ def test_two_runs_and_an_editor_do_not_meet(shared: Project) -> None:
     assert {run.data.params["train.optimizer.lr"] for run in runs} == {"0.01", "0.02"}
     for run in runs:
         assert run.data.params["train.epochs"] == "300"
-        assert len(shared.client().get_metric_history(run.info.run_id, "epoch")) == 300
+        assert len(shared.client().get_metric_history(run.info.run_id, "train/epoch")) == 300
         assert "robust/worst" in run.data.metrics
     assert len(shared.runs("pipeline")) == 2
 

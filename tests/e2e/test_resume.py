@@ -77,7 +77,7 @@ def test_a_killed_training_goes_on_and_ends_bit_for_bit_the_same(whole: Project,
     assert not list((project.root / "checkpoints").rglob("*.pt"))
     rows = project.runs("model")
     assert len(rows) == 1  # the interrupted training and its continuation are one run, and the same model as before
-    assert len(project.client().get_metric_history(rows[0].info.run_id, "epoch")) == 40
+    assert len(project.client().get_metric_history(rows[0].info.run_id, "train/epoch")) == 40
 
 
 def test_a_killed_process_ends_the_stage_and_another_number_of_them_goes_on(whole: Project, tmp_path: Path) -> None:
