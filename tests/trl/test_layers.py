@@ -25,7 +25,7 @@ ROOMS = (
         "detectors",
         "attacks",
     ),
-    *("evaluation", "objectives", "training", "detection", "representation", "report", "cli"),
+    *("evaluation", "objectives", "training", "proxies", "detection", "representation", "report", "cli"),
 )
 MODULES = sorted(
     ".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for p in (ROOT / "trl").rglob("*.py")

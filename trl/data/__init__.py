@@ -4,6 +4,7 @@ from trl.data.base import Dataset, ImageSet
 from trl.data.load import load_dataset
 from trl.data.loader import ShuffledStream, TrainingData
 from trl.data.registry import DATASETS
+from trl.data.samples import load_samples, save_samples
 from trl.data.splits import Splits, load_splits, save_splits, split
 
 __all__ = [
@@ -14,7 +15,9 @@ __all__ = [
     "Splits",
     "TrainingData",
     "load_dataset",
+    "load_samples",
     "load_splits",
+    "save_samples",
     "save_splits",
     "split",
 ]
