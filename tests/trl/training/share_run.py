@@ -17,7 +17,7 @@ import torch.distributed as dist
 from tests.helpers.tiny_training import THREAT, THREATS, config, images, model
 from trl.attacks import build_attack, build_attack_at
 from trl.data import ImageSet, TrainingData
-from trl.objectives import build_objective
+from trl.objectives import build_mixed, build_objective
 from trl.objectives.base import Objective, Setting
 from trl.training import Checkpoint, Outcome, train
 
@@ -33,6 +33,7 @@ FIXED: dict[str, Case] = {
     "pursuit": ("deep_pursuit", "tla", {"pool": 12}, {"epochs": 1}),
     "mart": ("mlp", "mart", {}, {}),
     "awp": ("mlp", "tla", {"pool": 20, "negative": "queue", "margin": 1.0}, {"weight_perturbation": {"gamma": 0.02}}),
+    "mixed": ("mlp", "alp", {"gamma": 0.4}, {}),
     "batch norm": ("mnist_cnn", "tla", {"pool": 12}, {"epochs": 1, "optimizer": {"name": "sgd", "lr": 0.002}}),
 }
 DRAWN: dict[str, Case] = {
@@ -46,8 +47,9 @@ DRAWN: dict[str, Case] = {
     "trades": ("mlp", "trades", {"beta": 1.0}, {}),
     "minmax": ("mlp", "minmax", {"threats": THREATS}, {}),
     "awp": ("mlp", "tla", {"pool": 13, "positive": "both"}, {"weight_perturbation": {"gamma": 0.02}}),
+    "mixed": ("mlp", "tla", {"pool": 12, "metric_loss": "ProxyAnchorLoss", "gamma": 0.4}, {}),
 }
-RESUMED = ("tla queue", "proxies", "pursuit", "awp")
+RESUMED = ("tla queue", "proxies", "pursuit", "awp", "mixed")
 STOP = 7
 
 
@@ -57,10 +59,14 @@ def fit(
     network, name, options, changes = case
     classes = 3 if drawn else 24
     rows = images(48)
-    data = TrainingData(rows if drawn else ImageSet(rows.images, torch.arange(48) % classes), "cpu", flip=drawn)
+    data, more = (
+        TrainingData(part if drawn else ImageSet(part.images, torch.arange(48) % classes), "cpu", flip=drawn)
+        for part in (rows, images(48, 2))
+    )
     net = model(name=network, classes=classes)
     used = Setting(data, THREAT, 0.1, embedding=net.head.in_features)
-    objective = build_objective(name, used, **options)
+    mixed = "gamma" in options
+    objective = build_mixed(name, used, more, 16, **options) if mixed else build_objective(name, used, **options)
     prepare(objective)
     attack_at = partial(build_attack_at, name="pgd", threat=THREAT, steps=2, step_size=0.08, random_start=drawn)
     outcome = train(
