@@ -149,7 +149,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     recipe = load_params().recipes[options.recipe]
     data = recipe.data
-    splits = split(load_dataset(data.name, **data.options), data.validation, data.split_seed)
+    splits = split(load_dataset(data.name, **data.options), data.validation, data.split_seed, data.train)
     found: dict[str, Any] = {
         **describe("cpu", ("torchvision",)),
         "seed": 0,

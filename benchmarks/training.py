@@ -364,7 +364,7 @@ def peak(dtype: torch.dtype, size: int, device: str) -> float:
 def compare_accuracy(sizes: Sizes, recipe: Recipe, device: str, seed: int) -> dict[str, Any]:
     """Clean and robust accuracy and training seconds per seed, by trainer (None: not installed)."""
     data = recipe.data
-    splits = split(load_dataset(data.name, **data.options), data.validation, data.split_seed)
+    splits = split(load_dataset(data.name, **data.options), data.validation, data.split_seed, data.train)
     threat, spec = build_threat(**recipe.threat.model_dump()), recipe.attack.attacks[ATTACK]
     attacks = {ATTACK: build_attack(spec.name, threat, **spec.options)}
     trainers: dict[str, Any] = {"trl": train_ours, "torchattacks": train_plainly}

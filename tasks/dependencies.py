@@ -108,10 +108,11 @@ def _module(key: str, name: str) -> str:
     from trl.detectors import DETECTORS
     from trl.models import MODELS
     from trl.objectives import OBJECTIVES
+    from trl.proxies import PROXIES
 
     registries = {
         **{"attack": ATTACKS, "attacks": ATTACKS, "data": DATASETS},
-        **{"detectors": DETECTORS, "methods": OBJECTIVES, "model": MODELS},
+        **{"detectors": DETECTORS, "methods": OBJECTIVES, "model": MODELS, "proxies": PROXIES},
     }
     return registries[key].module(name)
 

@@ -21,7 +21,7 @@ def prepare(stage: Stage) -> None:
     data = stage.recipe.data
     if "path" in data.options:
         check_watched(data.options["path"], f"recipes.{stage.recipe_name}.data.path")
-    splits = split(load_dataset(data.name, **data.options), data.validation, data.split_seed)
+    splits = split(load_dataset(data.name, **data.options), data.validation, data.split_seed, data.train)
     stage.check_inputs()
     save_splits(splits, stage.paths.data)
     sizes = f"{len(splits.train)} training, {len(splits.validation)} validation, {len(splits.test)} test images"

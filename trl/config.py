@@ -1,10 +1,18 @@
 """params.yaml as typed, validated objects, one class per section. All settings of the pipeline live here."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from trl.common.errors import TrlError
 from trl.common.numbers import Count, Fraction, NonNegative, Positive, Real
@@ -95,6 +103,7 @@ class Train(Section):
 class Data(SpecAndMore):
     """The data set with its options, and how many training images to hold out (chosen by `split_seed`).
 
+    `train` limits the number of images that are left to train on; null keeps them all.
     All in one mapping: `{name: image_folder, path: data/flowers, size: 32, validation: 150}`.
     """
 
@@ -102,10 +111,39 @@ class Data(SpecAndMore):
 
     validation: Count
     split_seed: Annotated[int, Field(ge=0)] = 0
+    train: Count | None = None
+
+
+class Proxy(SpecAndMore):
+    """A proxy with its options: `count` images are drawn from it by `seed`.
+
+    `select` keeps this share of them, the least detectable; null keeps all.
+    All in one mapping: `{name: kde, neighbours: 5, count: 5000}`.
+    """
+
+    entry = "trl.proxies:PROXIES"
+
+    count: Count
+    seed: Annotated[int, Field(ge=0)] = 0
+    select: Annotated[Real, Field(gt=0, le=1)] | None = None
+
+
+class Mix(Section):
+    """Training on a proxy, too: γ·L(real) + (1 - γ)·L(proxy), with `batch` proxies for each real image of a step.
+
+    `from` names one of the recipe's proxies.
+    """
+
+    model_config = ConfigDict(validate_by_name=True, validate_by_alias=True, serialize_by_alias=True)
+
+    source: Name = Field(alias="from")
+    gamma: Annotated[Real, Field(ge=0, le=1)] = 0.4
+    batch: Count = 1
 
 
 class Method(SpecAndMore):
-    """An objective with its options, and what this method alone trains with: a model, and a weight perturbation.
+    """An objective with its options, and what this method alone trains with: a model, a weight perturbation, and a
+    proxy.
 
     All in one mapping: `{name: at, model: {name: deep_pursuit, sweeps: 10}}`. Without them, those of the recipe.
     """
@@ -114,11 +152,12 @@ class Method(SpecAndMore):
 
     model: ModelSpec | None = None
     weight_perturbation: WeightPerturbation | None = None
+    proxy: Mix | None = None
 
     @model_serializer(mode="wrap")
     def _without_none(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Results and cards show only what is given."""
-        own = ("model", "weight_perturbation")
+        own = ("model", "weight_perturbation", "proxy")
         return {key: value for key, value in handler(self).items() if key not in own or value is not None}
 
 
@@ -251,6 +290,15 @@ class Recipe(Section):
     detect: Detection
     certify: Certify | None = None
     ensembles: dict[Name, Ensemble] = Field(default_factory=dict)
+    proxies: Annotated[dict[Name, Proxy], NAMED_BY_KEY] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _proxies_known(self) -> "Recipe":
+        for name, method in self.methods.items():
+            if method.proxy and method.proxy.source not in self.proxies:
+                known = ", ".join(self.proxies) or "none"
+                raise refuse(f"{method.proxy.source!r} is not among proxies ({known})", ("methods", name, "proxy"))
+        return self
 
     def model_of(self, method: str) -> Spec:
         """The model that `method` trains: its own, or else the recipe's."""
@@ -278,11 +326,13 @@ class Deploy(Section):
 
 
 class Params(Section):
-    """All of params.yaml. `methods`, `seeds` and `ensembles` choose what runs of what the recipe defines."""
+    """All of params.yaml. The lists choose what runs of what the recipe defines."""
 
     recipe: Name
     methods: Annotated[tuple[Name, ...], Field(min_length=1)]
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, strict=True)], ...], Field(min_length=1)]  # DVC reads them itself
+    proxies: tuple[Name, ...] = ()
+    on_proxies: tuple[Name, ...] = ()
     certify: tuple[Name, ...] = ()
     ensembles: tuple[Name, ...] = ()
     deploy: Deploy = Deploy()
@@ -292,16 +342,16 @@ class Params(Section):
     def _consistent(self) -> "Params":
         if self.recipe not in self.recipes:
             raise refuse(f"unknown recipe {self.recipe!r}; known: {', '.join(self.recipes)}", ("recipe",))
-        known = self.selected.methods
-        for method in self.methods:
-            if method not in known:
-                raise refuse(
-                    f"unknown method {method!r}; recipes.{self.recipe}.methods has {', '.join(known)}",
-                    ("methods",),
-                )
+        known: dict[str, Mapping[str, Any]] = {"methods": self.selected.methods, "proxies": self.selected.proxies}
+        for key, kind in (("methods", "methods"), ("on_proxies", "methods"), ("proxies", "proxies")):
+            for name in getattr(self, key):
+                if name not in known[kind]:
+                    has = f"recipes.{self.recipe}.{kind} has {', '.join(known[kind]) or 'none'}"
+                    raise refuse(f"unknown {'method' if kind == 'methods' else 'proxy'} {name!r}; {has}", (key,))
+        self._check_proxies()
         for method in self.certify:
-            if method not in self.methods:
-                raise refuse(f"{method!r} is not among methods ({', '.join(self.methods)})", ("certify",))
+            if method not in self.compared:
+                raise refuse(f"{method!r} is not among methods ({', '.join(self.compared)})", ("certify",))
         if self.certify and self.selected.certify is None:
             raise refuse(f"recipes.{self.recipe} has no section certify: add one, or set certify to []", ("certify",))
         for ensemble in self.ensembles:
@@ -311,13 +361,30 @@ class Params(Section):
                 raise refuse(
                     f"unknown ensemble {ensemble!r}; recipes.{self.recipe}.ensembles has {has}", ("ensembles",)
                 )
-            if missing := [name for name in defined[ensemble].methods if name not in self.methods]:
+            if missing := [name for name in defined[ensemble].methods if name not in self.compared]:
                 raise refuse(f"{ensemble!r} needs {', '.join(missing)} in `methods`, too", ("ensembles",))
-        lists = {"methods": self.methods, "seeds": self.seeds, "certify": self.certify, "ensembles": self.ensembles}
-        for key, values in lists.items():
+        for key in ("methods", "seeds", "proxies", "on_proxies", "certify", "ensembles"):
+            values = getattr(self, key)
             if len(set(values)) < len(values):
                 raise refuse(f"contains a value twice: {list(values)}", (key,))
         return self
+
+    def _check_proxies(self) -> None:
+        """Methods that train on a proxy have a list, and stages, of their own."""
+        for method in self.methods:
+            if self.selected.methods[method].proxy:
+                raise refuse(f"{method!r} trains on a proxy: list it in on_proxies instead", ("methods",))
+        for method in self.on_proxies:
+            mix = self.selected.methods[method].proxy
+            if not mix:
+                raise refuse(f"{method!r} trains on no proxy: list it in methods instead", ("on_proxies",))
+            if mix.source not in self.proxies:
+                raise refuse(f"{method!r} trains on {mix.source}: list that in proxies, too", ("on_proxies",))
+
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """All methods whose models are trained and compared: those on real images alone, then those on proxies."""
+        return (*self.methods, *self.on_proxies)
 
     @property
     def selected(self) -> Recipe:

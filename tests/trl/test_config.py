@@ -23,7 +23,7 @@ def raw() -> Any:
 def test_the_shipped_params_are_valid_and_complete() -> None:
     params = load_params(ROOT / "params.yaml")
     expected = {"digits", "mnist", "mnist_cpu", "fashion_mnist", "cifar10", "cifar10_resnet18", "tiny_imagenet"}
-    assert set(params.recipes) == expected | {"pursuit", "mnist_pursuit"}
+    assert set(params.recipes) == expected | {"pursuit", "mnist_pursuit", "digits_proxies"}
     for name, recipe in params.recipes.items():
         assert name not in expected or {"um", "at", "alp", "tla", "tla_rn", "tla_sa"} <= set(recipe.methods)
         shape = SHAPES.get(recipe.data.name, (3, 64, 64))
@@ -114,7 +114,7 @@ def change(raw: Any, path: str, value: Any) -> Any:
         ("methods", ["um", "um"], "methods: contains a value twice"),
         ("seeds", [-1], "seeds.0: should be greater than or equal to 0, not -1"),
         ("seeds", [], "seeds: "),
-        ("recepies", {}, "recepies: unknown key; allowed: recipe, methods, seeds, certify, ensembles, deploy"),
+        ("recepies", {}, "recepies: unknown key; allowed: recipe, methods, seeds, proxies, on_proxies"),
         ("recipes.digits.threat.epsilon", -0.1, "recipes.digits.threat.epsilon: should be greater than or equal to 0"),
         ("recipes.digits.threat.epsilon", "8/0", "recipes.digits.threat.epsilon: should be a valid number"),
         ("recipes.digits.threat.norm", "l0", "recipes.digits.threat.norm: should be 'linf', 'l2' or 'l1', not 'l0'"),
@@ -207,6 +207,15 @@ def change(raw: Any, path: str, value: Any) -> Any:
             "recipes.digits.detect.detectors.gaussian.covariance: ",
         ),
         ("recipes.digits", None, "recipes.digits: should be a valid dictionary"),
+        ("proxies", ["kde"], "proxies: unknown proxy 'kde'; recipes.digits.proxies has none"),
+        ("on_proxies", ["at"], "on_proxies: 'at' trains on no proxy: list it in methods instead"),
+        ("on_proxies", ["no"], "on_proxies: unknown method 'no'; recipes.digits.methods has um, "),
+        ("recipes.digits.methods.at", {"proxy": {"from": "kde"}}, "recipes.digits.methods.at.proxy: 'kde' is not"),
+        ("recipes.digits_proxies.proxies.kde.count", 0, "recipes.digits_proxies.proxies.kde.count: should be greater"),
+        ("recipes.digits_proxies.proxies.kde.select", 0, "recipes.digits_proxies.proxies.kde.select: should be"),
+        ("recipes.digits_proxies.proxies.kde.rank", 3, "recipes.digits_proxies.proxies.kde.rank: unknown key"),
+        ("recipes.digits_proxies.proxies.other", {"count": 9}, "recipes.digits_proxies.proxies.other: unknown proxy"),
+        ("recipes.digits_proxies.methods.at_kde.proxy.gamma", 2, "recipes.digits_proxies.methods.at_kde.proxy.gamma: "),
         ("certify", ["smoothing"], "certify: 'smoothing' is not among methods (um, at, alp, tla)"),
         ("certify", ["um", "um"], "certify: contains a value twice"),
         ("recipes.digits.certify.sigma", 0, "recipes.digits.certify.sigma: should be greater than 0, not 0"),
@@ -294,6 +303,15 @@ def test_a_missing_section_is_named(raw: Any) -> None:
     del raw["recipes"]["mnist"]["threat"]
     with pytest.raises(TrlError, match=r"params: recipes.mnist.threat: is missing"):
         check_params(raw)
+
+
+def test_methods_on_proxies_have_a_list_of_their_own(raw: Any) -> None:
+    raw |= {"recipe": "digits_proxies", "methods": ["at"], "proxies": ["kde", "noise"], "on_proxies": ["at_kde"]}
+    assert check_params(raw).compared == ("at", "at_kde")
+    with pytest.raises(TrlError, match="methods: 'at_kde' trains on a proxy: list it in on_proxies instead"):
+        check_params(raw | {"methods": ["at", "at_kde"]})
+    with pytest.raises(TrlError, match="on_proxies: 'at_gaussian' trains on gaussian: list that in proxies, too"):
+        check_params(raw | {"on_proxies": ["at_gaussian"]})
 
 
 def test_only_a_recipe_with_the_section_is_certified(raw: Any) -> None:

@@ -41,8 +41,11 @@ class _Description(BaseModel):
     sha256: str
 
 
-def split(dataset: Dataset, validation: int, seed: int) -> Splits:
-    """Hold out `validation` training images, stratified by class, chosen by `seed`; TrlError if that is impossible."""
+def split(dataset: Dataset, validation: int, seed: int, train: int | None = None) -> Splits:
+    """Hold out `validation` training images, stratified by class, chosen by `seed`; TrlError if that is impossible.
+
+    Of the others `train` are kept (default: all), stratified and chosen likewise.
+    """
     from sklearn.model_selection import train_test_split
 
     key, total = "recipes.<recipe>.data.validation", len(dataset.train)
@@ -58,9 +61,20 @@ def split(dataset: Dataset, validation: int, seed: int) -> Splits:
         parts = train_test_split(np.arange(total), test_size=validation, stratify=labels, random_state=seed)
     except ValueError as error:  # a class with a single image
         raise TrlError(f"{dataset.name}: cannot hold out {key} images: {' '.join(str(error).split())}") from None
-    train, held_out = (_take(dataset.train, np.sort(part)) for part in parts)
-    tensors = _tensors(train, held_out, dataset.test)
-    return Splits(dataset.name, train, held_out, dataset.test, dataset.classes, _sha256(tensors))
+    if train is not None:
+        left = len(parts[0])
+        if not (least <= train <= left - least or train == left):
+            why = f"{left} are left after validation: give {least} to {left - least}, or {left}"
+            raise TrlError(f"recipes.<recipe>.data.train is {train}; of {dataset.name}'s images {why}")
+        if train < left:
+            try:
+                parts[0], _ = train_test_split(parts[0], train_size=train, stratify=labels[parts[0]], random_state=seed)
+            except ValueError as error:  # a class of which a single image is left
+                why = " ".join(str(error).split())
+                raise TrlError(f"{dataset.name}: cannot keep recipes.<recipe>.data.train images: {why}") from None
+    kept, held_out = (_take(dataset.train, np.sort(part)) for part in parts)
+    tensors = _tensors(kept, held_out, dataset.test)
+    return Splits(dataset.name, kept, held_out, dataset.test, dataset.classes, _sha256(tensors))
 
 
 def save_splits(splits: Splits, folder: Path) -> None:

@@ -64,6 +64,23 @@ def test_a_class_with_a_single_image_cannot_be_divided():
     assert "\n" not in str(error.value)
 
 
+def test_the_training_images_can_be_limited():
+    dataset = numbered([60, 40])
+    whole, few = split(dataset, 10, 0), split(dataset, 10, 0, 30)
+    assert numbers(few.validation) == numbers(whole.validation)
+    assert set(numbers(few.train)) < set(numbers(whole.train))
+    assert few.train.labels.bincount().tolist() == [18, 12]
+    assert torch.equal(few.train.labels, dataset.train.labels[torch.tensor(numbers(few.train))])
+    assert numbers(few.train) == numbers(split(dataset, 10, 0, 30).train) != numbers(split(dataset, 10, 1, 30).train)
+    assert split(dataset, 10, 0, 90).sha256 == whole.sha256 != few.sha256
+
+
+@pytest.mark.parametrize("train", [1, 89, 91])
+def test_too_few_or_too_many_training_images(train):
+    with pytest.raises(TrlError, match=rf"data.train is {train}; of toy's images 90 are left .*: give 2 to 88, or 90"):
+        split(numbered([60, 40]), 10, 0, train)
+
+
 def test_the_hash_tells_content_apart():
     dataset = numbered([30, 20])
     hashes = {split(dataset, 10, 0).sha256, split(dataset, 10, 1).sha256, split(dataset, 11, 0).sha256}
