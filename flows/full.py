@@ -109,7 +109,7 @@ def compare(folder: Path, params: Params, recorded: list[str], report: str) -> A
     """Compare all selected models: returns a text table and where to look, and stores an artifact of the flow run."""
     try:
         metrics = folder / RecipePaths(params.recipe).metrics
-        results = load_results(metrics, params.methods, params.seeds, params.certify, params.ensembles)
+        results = load_results(metrics, params.compared, params.seeds, params.certify, params.ensembles)
     except TrlError as error:
         return Failed(message=f"error: {error}")
     return f"{text_table(results)}\n\n{publish(params, results, recorded, report)}"

@@ -86,7 +86,7 @@ def _load(text: str) -> Any:
 
 
 def _file(stage: str) -> Path:
-    return ROOT / "tasks" / f"{stage}.py"
+    return ROOT / "tasks" / f"{stage.removesuffix('_on_proxies')}.py"  # a stage of its own, but the same command
 
 
 def _named(value: object, key: str) -> Iterator[tuple[str, str]]:

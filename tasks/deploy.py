@@ -86,7 +86,7 @@ def deploy(stage: Stage, method: str | None = None, seed: int | None = None) -> 
 def choose(stage: Stage, method: str | None, seed: int | None) -> tuple[Stage, ModelResults]:
     """The model with the best figure on validation images, and all that was measured on it; among equals the first."""
     params = stage.params
-    methods = params.methods if method is None else (method,)
+    methods = params.compared if method is None else (method,)
     seeds = params.seeds if seed is None else (seed,)
     models = [load_model_results(stage.paths.metrics, m, s) for m in methods for s in seeds]
     best = max(models, key=lambda model: _value(stage, model))

@@ -39,6 +39,18 @@ class RecipePaths:
         """The comparison page, and its figures (stage report)."""
         return Path("outputs", self.recipe, "report")
 
+    def proxy(self, name: str) -> Path:
+        """Samples of a proxy, with a contact sheet (stage proxy)."""
+        return Path("outputs", self.recipe, "proxies", name)
+
+    def proxy_metrics(self, name: str) -> Path:
+        """The small result files of a proxy (stage proxy)."""
+        return self.metrics / "proxies" / name
+
+    def mix(self, method: str) -> Path:
+        """Which samples a method trains on (stage mix)."""
+        return Path("outputs", self.recipe, "mix", method)
+
     def model(self, method: str, seed: int) -> "ModelPaths":
         """The files of one trained model."""
         return ModelPaths(Path("outputs", self.recipe, f"{method}-{seed}"), self.metrics / f"{method}-{seed}")

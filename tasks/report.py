@@ -10,7 +10,7 @@ def report(stage: Stage) -> None:
     from trl.report import load_results, text_table, write_csv, write_report
 
     params = stage.params
-    results = load_results(stage.paths.metrics, params.methods, params.seeds, params.certify, params.ensembles)
+    results = load_results(stage.paths.metrics, params.compared, params.seeds, params.certify, params.ensembles)
     page = write_report(results, stage.recipe_name, stage.recipe.model_dump(mode="json"), stage.paths.report)
     write_csv(results, stage.paths.comparison)
     print(f"\n{text_table(results)}\n\nreport: {page}\nMLflow: `python -m tasks.record` adds these results")

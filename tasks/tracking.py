@@ -147,7 +147,7 @@ def record_pipeline(stage: Stage) -> str | None:
     broken, once the models that have all of theirs are recorded.
     """
     params, folder = stage.params, stage.paths.metrics
-    stages = [Stage(params, stage.recipe_name, method, seed) for method in params.methods for seed in params.seeds]
+    stages = [Stage(params, stage.recipe_name, method, seed) for method in params.compared for seed in params.seeds]
     with forgiving():
         end_killed(*client_and_experiment(stage))
     models: list[ModelResults] = []
@@ -161,7 +161,7 @@ def record_pipeline(stage: Stage) -> str | None:
             errors.append(error)
     if errors:
         raise errors[0]
-    results = collect(folder, params.methods, params.seeds, models, params.ensembles)
+    results = collect(folder, params.compared, params.seeds, models, params.ensembles)
     with forgiving():
         client, experiment = client_and_experiment(stage)
         folders = [child.model_paths.metrics for child in stages]

@@ -5,12 +5,16 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tasks.fingerprint import fingerprint
 from tasks.live import ModelRun
 from tasks.processes import share_work
 from tasks.runs import training_settings
 from tasks.stage import Stage, run_stage
+
+if TYPE_CHECKING:
+    from trl.data import ImageSet
 
 
 def train_model(stage: Stage) -> None:
@@ -31,7 +35,7 @@ def train_on(stage: Stage, device: str) -> None:
     from trl.models import build_model, save_model, weights_sha256
     from trl.nn.parallel import processes
     from trl.nn.precision import has_fast_bf16
-    from trl.objectives import build_objective
+    from trl.objectives import build_mixed, build_objective
     from trl.objectives.base import Setting
     from trl.results import Epoch, TrainResult
     from trl.threat import build_threat
@@ -52,19 +56,28 @@ def train_on(stage: Stage, device: str) -> None:
     model = build_model(architecture.name, len(splits.classes), splits.train.shape, **architecture.options)
     model = model.to(device)
     augment = config.augment
+
+    def augmented(images: "ImageSet") -> TrainingData:
+        return TrainingData(images, device, augment.crop, augment.flip, augment.saturation)
+
     setting = Setting(
-        data=TrainingData(splits.train, device, augment.crop, augment.flip, augment.saturation),
+        data=augmented(splits.train),
         threat=build_threat(**recipe.threat.model_dump()),
         label_smoothing=config.label_smoothing,
         seed=stage.seed,
         embedding=model.head.in_features,
     )
     method = recipe.methods[stage.method]
-    objective = build_objective(method.name, setting, **method.options)
+    samples, content = _samples(stage)
+    if method.proxy and samples:
+        proxies, size = augmented(samples), method.proxy.batch * config.batch_size
+        objective = build_mixed(method.name, setting, proxies, size, gamma=method.proxy.gamma, **method.options)
+    else:
+        objective = build_objective(method.name, setting, **method.options)
     validation_attack = build_attack(
         config.validation.attack.name, objective.threat, **config.validation.attack.options
     )
-    name = fingerprint("train", stage, ("model", "threat", "train", "methods"), splits.sha256)
+    name = fingerprint("train", stage, ("model", "threat", "train", "methods"), splits.sha256 + content)
     checkpoint = Checkpoint(
         Path("checkpoints", stage.recipe_name, f"{stage.method}-{stage.seed}-{name}.pt"),
         seconds=float(os.environ.get("TRL_CHECKPOINT_SECONDS", "30")),
@@ -112,6 +125,23 @@ def train_on(stage: Stage, device: str) -> None:
         f"{stage.method}-{stage.seed}: best epoch {best['epoch']} of {config.epochs}, on validation images "
         f"clean {best['val_clean']:.1%}, robust {best['val_robust']:.1%}"
     )
+
+
+def _samples(stage: Stage) -> "tuple[ImageSet | None, str]":
+    """The samples of the method's proxy, and their hash; None and "" without one. TrlError if they are others."""
+    from trl.common.arrays import digest
+    from trl.common.errors import TrlError
+    from trl.data import load_samples
+    from trl.results import MixResult
+
+    if not stage.recipe.methods[stage.method].proxy:
+        return None, ""
+    mix = MixResult.read(stage.paths.mix(stage.method))
+    folder = stage.paths.proxy(mix.proxy)
+    samples = load_samples(folder)
+    if digest({"images": samples.images, "labels": samples.labels}) != mix.samples:
+        raise TrlError(f"{folder}: these are not the samples that {mix.file} names; run the stages proxy and mix")
+    return samples, mix.samples
 
 
 if __name__ == "__main__":

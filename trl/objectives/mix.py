@@ -31,7 +31,8 @@ class Mixed(Objective):
 
     def __init__(self, real: Objective, proxy: Objective, batch_size: int, gamma: float) -> None:
         super().__init__(real.setting)
-        self.real, self.proxy, self.gamma, self.selects = real, proxy, gamma, real.selects
+        self.real, self.proxy, self.gamma = real, proxy, gamma
+        self.selects, self.attack_options, self.threat = real.selects, real.attack_options, real.threat
         for name, module in real.named_children():
             setattr(proxy, name, module)
         own = proxy.setting
@@ -46,7 +47,7 @@ class Mixed(Objective):
         indices = own.processes.rows(self.stream.indices(step))
         x, y = own.data.take(indices)
         own.data.ahead(own.processes.rows(self.stream.indices(step + 1)))
-        proxy: Terms = self.proxy(model, Batch(x, y, indices, step, batch.attack))
+        proxy: Terms = self.proxy(model, replace(batch, x=x, y=y, indices=indices))
         loss = self.gamma * real["loss"] + (1 - self.gamma) * proxy["loss"]
         shown = {"real_loss": real["loss"], "proxy_loss": proxy["loss"], "proxy_accuracy": proxy["accuracy"]}
         return {**real, "loss": loss, **shown}

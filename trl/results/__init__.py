@@ -22,12 +22,14 @@ from trl.results.detect import (
 )
 from trl.results.ensemble import Difference, EnsembleResult, Fooled, Together
 from trl.results.load import ModelResults, Results, collect, load_model_results, load_results
+from trl.results.proxy import ArcResult, Distances, MixResult, ProxyResult
 from trl.results.train import Epoch, TrainResult
 
 __all__ = [
     "ADAPTIVE",
     "WORST",
     "Accuracy",
+    "ArcResult",
     "AttackResult",
     "CertifiedPoint",
     "CertifyResult",
@@ -36,6 +38,7 @@ __all__ = [
     "DetectionPoint",
     "DetectorFigures",
     "Difference",
+    "Distances",
     "Document",
     "EnsembleResult",
     "Epoch",
@@ -43,9 +46,11 @@ __all__ = [
     "Figures",
     "Fooled",
     "FurtherThreat",
+    "MixResult",
     "ModelResults",
     "Neighbours",
     "Passes",
+    "ProxyResult",
     "Rejection",
     "Representation",
     "Results",
