@@ -1,6 +1,6 @@
 """Train on few real images with and without proxies: clean and robust accuracy, and each proxy's ARC.
 
-    python -m benchmarks.proxies [--recipe NAME] [--seeds N] [--only accuracy|arc] [--out FILE.json]
+    python -m benchmarks.proxies [--recipe NAME] [--seeds N …] [--only accuracy|arc] [--out FILE.json]
 
 Trains every method of a recipe of params.yaml, on the samples of the proxy that it names, for the same number of steps;
 a proxy is fitted and sampled, and a discriminator trained, with the model's seed. `--out` is written after each model.
@@ -114,7 +114,7 @@ def main(arguments: list[str] | None = None) -> None:
         prog="python -m benchmarks.proxies", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--recipe", default="digits_proxies")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", choices=("accuracy", "arc"), help="run only one of the two measurements")
     parser.add_argument("--out", type=Path, help="write JSON there")
     options = parser.parse_args(arguments)
@@ -123,14 +123,14 @@ def main(arguments: list[str] | None = None) -> None:
     splits = split(load_dataset(data.name, **data.options), data.validation, data.split_seed, data.train)
     found: dict[str, Any] = {
         **describe("cpu", ("torchvision", "numpy", "scikit-learn")),
-        "seed": f"0 to {options.seeds - 1}",
+        "seed": ", ".join(map(str, options.seeds)),
         "recipe": recipe.model_dump(mode="json"),
         "norm": recipe.threat.norm,
         "epsilon": recipe.threat.epsilon,
         "proxies": {},
         "models": {},
     }
-    for seed in range(options.seeds):
+    for seed in options.seeds:
         samples = {name: sample(recipe, name, splits, seed) for name in recipe.proxies}
         for name, proxies in samples.items() if options.only != "accuracy" else ():
             say(f"ARC of {name}, seed {seed}")

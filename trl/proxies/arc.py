@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 REAL, PROXY = 0, 1
 LEARN, SCORE = 2000, 1000  # at most as many images of each kind
+EPOCHS = 40  # at most: a discriminator has less to learn than a classifier
 STEPS = 50  # of APGD
 
 
@@ -76,10 +77,12 @@ def discriminate(
 ) -> Discrimination:
     """Train a discriminator per epsilon (default: `default_epsilons`), and score it on images that it has not seen.
 
-    It learns from real images of `train` and as many proxies, as `config` says, and is scored under APGD on real images
-    `held_out` from it, and from the proxy, and on other proxies. `build` makes a network with two logits.
+    It learns from real images of `train` and as many proxies, as `config` says, for 40 epochs at most. It is scored
+    under APGD on real images `held_out` from it, and from the proxy, and on other proxies. `build` makes a network with
+    two logits.
     TrlError if there are fewer than two proxies, or no image of either kind.
     """
+    config = config.model_copy(update={"epochs": min(config.epochs, EPOCHS)})
     chosen = tuple(epsilons or default_epsilons(threat))
     learnt = min(LEARN, len(train), len(proxies) // 2)
     if not learnt or not len(held_out):

@@ -1,14 +1,15 @@
 """Training on real images and proxies at once, for every objective."""
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.helpers.tiny_training import ATTACK, attack_at, config, images, model, setting
+from tests.helpers.tiny_training import ATTACK, THREATS, config, images, model, setting
+from trl.attacks import build_attack, build_attack_at
 from trl.common.errors import TrlError
 from trl.common.seeds import derive_seed
 from trl.data import ShuffledStream, TrainingData
@@ -16,7 +17,11 @@ from trl.objectives import OBJECTIVES, build_mixed, build_objective
 from trl.objectives.base import Batch, Objective, Setting
 from trl.training import Checkpoint, Outcome, train
 
-OPTIONS: dict[str, dict[str, Any]] = {"tla": {"pool": 12, "positive": "both"}, "smoothing": {"sigma": 0.1}}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "tla": {"pool": 12, "positive": "both"},
+    "smoothing": {"sigma": 0.1},
+    "minmax": {"threats": THREATS},
+}
 CASES = [(name, OPTIONS.get(name, {})) for name in OBJECTIVES.names()]
 CASES += [("tla", {"pool": 20, "negative": "queue"}), ("tla", {"pool": 12, "metric_loss": "ProxyAnchorLoss"})]
 
@@ -34,8 +39,10 @@ def fit(
     used: Setting, objective: Objective, network: str = "mlp", checkpoint: Checkpoint | None = None, **changes: Any
 ) -> Outcome:
     held_out = images(24, 1)
+    within = {"threat": objective.threat, "steps": 2}
+    attack_at, attack = partial(build_attack_at, name="pgd", **within), build_attack("pgd", **within)
     net = model(name=network)
-    return train(net, objective, used, attack_at, held_out, ATTACK, config(**changes), checkpoint=checkpoint)
+    return train(net, objective, used, attack_at, held_out, attack, config(**changes), checkpoint=checkpoint)
 
 
 def same(a: Outcome, b: Outcome) -> bool:
