@@ -18,7 +18,8 @@ from importlib.machinery import SourceFileLoader
 TIMED = {
     "dvc.stage.run": {"cmd_run": "command"},
     "flows.server": {"TemporaryServer.wait": "Prefect"},
-    "flows.stages": {"Workers.run": "worker", "stage_graph": "DVC"},
+    "flows.pipeline": {"Pipeline.__init__": "DVC", "Pipeline.up_to_date": "DVC", "Pipeline.bring_back": "DVC"},
+    "flows.stages": {"Workers.run": "worker"},
     "tasks.stage": {"load_params": "parameters", "run_stage": "work"},
     "tasks.live": {"ModelRun.begin": "MLflow", "ModelRun.log": "MLflow", "ModelRun.end": "MLflow"},
     "tasks.tracking": {

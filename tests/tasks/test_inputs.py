@@ -11,7 +11,7 @@ from tasks.inputs import Inputs, inputs_of
 from tests.helpers import ROOT
 from trl.common.errors import TrlError
 
-ITEM = {"recipe": "digits", "method": "tla", "seed": 0, "name": "um_at_tla"}
+ITEM = {"recipe": "digits", "method": "tla", "seed": 0, "name": "um_at_tla", "proxy": "kde"}
 DATA = Path("outputs/digits/data/data.json")
 CODE = "trl/training/loop.py"
 

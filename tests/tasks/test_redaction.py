@@ -9,7 +9,7 @@ import pytest
 
 from tasks.redaction import redacted
 from tasks.stage import Stage
-from tasks.tracking import leaderboard
+from tasks.tracking import pages
 from tests.helpers import ROOT
 from trl.config import load_params
 
@@ -26,14 +26,15 @@ ADDRESSES = (  # nobody listens there, or nobody could
 USE_STORE = """
 import os
 from tasks.stage import Stage, run_stage
-from tasks.tracking import ModelRun, leaderboard
+from tasks.live import ModelRun
+from tasks.tracking import pages
 from trl.common.errors import TrlError, in_one_line
 from tasks.store import client_and_experiment
 
 def work(stage):
     '''Use the store in every way.'''
-    ModelRun.begin(Stage(stage.params, "digits", "um", 0), "f")
-    print(leaderboard(stage))
+    ModelRun(Stage(stage.params, "digits", "um", 0), "f").begin()
+    print(pages(stage, "0"))
     try:
         client_and_experiment(stage)
     except Exception as error:
@@ -111,13 +112,15 @@ def test_the_link_to_the_store_has_no_password(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("tasks.tracking.client_and_experiment", lambda stage: (None, "1"))  # there is no such store
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:{ENCODED}@host:5000/")
     stage = Stage(load_params(ROOT / "params.yaml", as_written=True), "digits", "um", 0)
-    assert (leaderboard(stage) or "").startswith("http://host:5000/#/experiments/1/runs?")
+    found = pages(stage, "0")
+    assert len(found) == 2
+    assert all(page.startswith("http://host:5000/#/experiments/1/runs") for page in found.values())
 
 
 @pytest.mark.e2e  # in a process of its own, since MLflow looks once
 def test_the_address_of_the_repository_is_recorded_without_its_password(tmp_path: Path) -> None:
     main = tmp_path / "main.py"
-    main.write_text("from tasks.tracking import with_context; print(with_context({'a': 'b'}))")
+    main.write_text("from tasks.runs import with_context; print(with_context({'a': 'b'}))")
     identity = ("-c", "user.name=a", "-c", "user.email=a@b.c")
     for command in ("init -q", f"remote add origin https://user:{ENCODED}@127.0.0.1/a.git", "add .", "commit -qm a"):
         subprocess.run(["git", *identity, *command.split()], cwd=tmp_path, check=True)
