@@ -102,7 +102,7 @@ def create_model_run(
         source=json.dumps({"uri": str(stage.paths.data)}),
         profile=json.dumps({k: v for k, v in description.items() if k != "sha256"}),
     )
-    client.log_inputs(run_id, [DatasetInput(data, [InputTag("dvc.md5", _dvc_hash(stage))])])
+    client.log_inputs(run_id, [DatasetInput(data, [InputTag("dvc.md5", dvc_hash(stage))])])
     return log_params(client, client.get_run(run_id), stage, flatten(settings))
 
 
@@ -194,9 +194,10 @@ def _description(path: Path) -> dict[str, Any]:
     return found
 
 
-def _dvc_hash(stage: Stage) -> str:
-    """The prepared data's hash in dvc.lock; empty where the stages ran without DVC."""
-    lock = Path("dvc.lock")
-    stages = yaml.safe_load(lock.read_text())["stages"] if lock.exists() else {}
-    outs = stages.get(f"prepare@{stage.recipe_name}", {}).get("outs", [{}])
-    return str(outs[0].get("md5", ""))
+def dvc_hash(stage: Stage) -> str:
+    """The prepared data's hash in dvc.lock; empty where the stages ran without DVC, or while DVC writes the file."""
+    try:
+        stages = yaml.safe_load(Path("dvc.lock").read_text())["stages"]
+        return str(stages[f"prepare@{stage.recipe_name}"]["outs"][0]["md5"])
+    except (OSError, ValueError, yaml.YAMLError, LookupError, TypeError):
+        return ""

@@ -106,6 +106,7 @@ def _model_run(client: "MlflowClient", experiment: str, stage: Stage, results: M
     Until its evaluation is recorded, a training's run has no budget, and takes the first.
     """
     train, wanted = results.train, budget(results)
+    settings = train.settings or training_settings(stage)  # a file of an earlier version has none
     found = search(client, experiment, weights=train.weights)
     if not found and train.fingerprint:  # the store was away when training ended
         trained = search(client, experiment, training=train.fingerprint)
@@ -117,9 +118,9 @@ def _model_run(client: "MlflowClient", experiment: str, stage: Stage, results: M
         if logged == wanted:
             return run
         if not logged and run.data.tags.get(file, same) == same:
-            return log_params(client, run, stage, wanted)
+            own = {} if "method" in run.data.params else flatten(settings)  # the store failed when the run began
+            return log_params(client, run, stage, own | wanted)
     tags = {"weights": train.weights} | ({"training": train.fingerprint} if train.fingerprint else {})
-    settings = train.settings or training_settings(stage)  # a file of an earlier version has none
     return log_params(client, create_model_run(client, experiment, stage, settings, **tags), stage, wanted)
 
 

@@ -12,11 +12,13 @@ from mlflow.entities import ViewType
 
 from tasks.prepare import prepare
 from tasks.record import record
-from tasks.stage import run_stage
+from tasks.runs import dvc_hash
+from tasks.stage import Stage, run_stage
 from tasks.train import train_model
 from tests.helpers import ROOT
 from tests.helpers.store import edit_params, make_project, make_store, runs, steps
 from tests.helpers.synthetic_results import write_model
+from trl.config import load_params
 from trl.models import weights_sha256
 from trl.training import loop
 
@@ -167,3 +169,18 @@ def test_signals_end_the_run_at_once_or_when_results_are_recorded_next(project: 
         assert statuses(project) == [status]
     assert run_stage(record, per_model=False, arguments=[], as_written=True) == 1
     assert statuses(project) == ["KILLED"]
+
+
+@pytest.mark.parametrize(
+    "content", ["", "schema: '2.0'\nstages:\n", "stages: [", "stages:\n  prepare@digits:\n    outs:\n"]
+)
+def test_a_lock_that_dvc_is_writing_tells_no_hash(
+    content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    stage = Stage(load_params(ROOT / "params.yaml", as_written=True), "digits", "um", 0)
+    assert dvc_hash(stage) == ""
+    Path("dvc.lock").write_text(content)
+    assert dvc_hash(stage) == ""
+    Path("dvc.lock").write_text("stages:\n  prepare@digits:\n    outs:\n    - {path: a, md5: 1f}\n")
+    assert dvc_hash(stage) == "1f"
