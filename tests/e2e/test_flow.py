@@ -93,7 +93,9 @@ def test_options_are_for_their_run_alone(shared: Project) -> None:
     assert (shared.root / "params.yaml").read_text() == before
     assert not (shared.root / "outputs/digits/um-1").exists()
     assert "up to date" in shared.shell("dvc", "status")
-    assert {run.info.run_name for run in shared.runs("model")} == {"digits/um-0", "digits/um-1"}
+    assert {run.info.run_name for run in shared.runs("model")} == {
+        *("digits/um-0", "digits/um-0 (attack.samples=80)", "digits/um-1"),  # another budget is another run
+    }
 
 
 def test_a_deployed_run_finds_everything_cached(served: Project) -> None:
