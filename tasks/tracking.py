@@ -106,7 +106,6 @@ def _model_run(client: "MlflowClient", experiment: str, stage: Stage, results: M
     Until its evaluation is recorded, a training's run has no budget, and takes the first.
     """
     train, wanted = results.train, budget(results)
-    settings = train.settings or training_settings(stage)  # a file of an earlier version has none
     found = search(client, experiment, weights=train.weights)
     if not found and train.fingerprint:  # the store was away when training ended
         trained = search(client, experiment, training=train.fingerprint)
@@ -118,10 +117,17 @@ def _model_run(client: "MlflowClient", experiment: str, stage: Stage, results: M
         if logged == wanted:
             return run
         if not logged and run.data.tags.get(file, same) == same:
-            own = {} if "method" in run.data.params else flatten(settings)  # the store failed when the run began
-            return log_params(client, run, stage, own | wanted)
+            if "method" not in run.data.params:  # the store failed when the run began
+                wanted = flatten(_settings(stage, results)) | wanted
+            return log_params(client, run, stage, wanted)
     tags = {"weights": train.weights} | ({"training": train.fingerprint} if train.fingerprint else {})
-    return log_params(client, create_model_run(client, experiment, stage, settings, **tags), stage, wanted)
+    new = create_model_run(client, experiment, stage, _settings(stage, results), **tags)
+    return log_params(client, new, stage, wanted)
+
+
+def _settings(stage: Stage, results: ModelResults) -> dict[str, Any]:
+    """What the training was asked for; a file of an earlier version does not say it, and PyTorch fills in defaults."""
+    return results.train.settings or training_settings(stage)
 
 
 def pages(stage: Stage, parent: str) -> dict[str, str]:
