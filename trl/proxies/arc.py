@@ -24,7 +24,7 @@ from trl.evaluation.run import survivors
 from trl.nn.modes import evaluating
 from trl.threat import Threat
 from trl.training.optimizer import build_optimizer
-from trl.training.schedule import rate_factor
+from trl.training.schedule import rate_factor, warmed_up
 
 if TYPE_CHECKING:
     from trl.config import Train
@@ -129,8 +129,7 @@ def _fit(
         torch.manual_seed(derive_seed(seed, "discriminator", step))
         x, y = data.take(stream.indices(step))
         if epsilon:
-            warmup = config.epsilon_warmup_epochs
-            x = attack_at(epsilon * min(1.0, epoch / warmup) if warmup else epsilon)(model, x, y)
+            x = attack_at(epsilon * warmed_up(epoch, config.epsilon_warmup_epochs))(model, x, y)
         optimizer.zero_grad(set_to_none=True)
         cross_entropy(model(x), y).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
