@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from flows.background import is_healthy
 from flows.services import ADDRESSES, PORTS, services
 from flows.stages import worker_environments
+from tasks.redaction import redacted
 from tasks.store import DATABASE
 from trl.common.errors import TrlError, in_one_line
 
@@ -206,7 +207,7 @@ def main() -> int:
                 found[check.__name__] = faults(partial(check, client))
     for name, lines in found.items():
         for line in lines or [""]:
-            print(f"{'FAULT' if line else 'ok':6}{name:11}{line}".rstrip())
+            print(redacted(f"{'FAULT' if line else 'ok':6}{name:11}{line}".rstrip()))
     return int(any(found.values()))
 
 

@@ -34,7 +34,8 @@ from flows.server import TemporaryServer
 from flows.snapshot import Snapshot, snapshot
 from flows.stages import Workers, is_cached, is_hint, last_error, repro, worker_environments
 from tasks.paths import RecipePaths
-from trl.common.errors import TrlError, explained
+from tasks.redaction import error_line
+from trl.common.errors import TrlError
 from trl.config import Params, load_params
 from trl.report import load_results, text_table
 
@@ -220,7 +221,7 @@ def main(given: dict[str, Any]) -> int:
         with _server():
             return int(not full(**given, return_state=True).is_completed())
     except (TrlError, OSError) as error:
-        print(f"error: {explained(error) if isinstance(error, OSError) else error}", file=sys.stderr)
+        print(error_line(error), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted: repeat the command to resume", file=sys.stderr)

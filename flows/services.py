@@ -13,9 +13,9 @@ from pathlib import Path
 from filelock import FileLock
 
 from flows.background import Service
-from tasks.redaction import redacted
+from tasks.redaction import error_line
 from tasks.store import ARTIFACTS, address, follow
-from trl.common.errors import TrlError, explained
+from trl.common.errors import TrlError
 
 FOLDER = Path(".services").absolute()  # logs, process ids, Prefect's database and profile; see prefect.toml
 PROFILES = FOLDER / "profiles.toml"
@@ -213,7 +213,7 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             down()
     except (TrlError, OSError) as error:
-        print(f"error: {redacted(str(explained(error) if isinstance(error, OSError) else error))}", file=sys.stderr)
+        print(error_line(error), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

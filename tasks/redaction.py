@@ -5,6 +5,8 @@ import re
 from collections.abc import Iterator, Mapping
 from urllib.parse import quote, unquote
 
+from trl.common.errors import explained
+
 HIDDEN = "***"
 SHORTEST = 4  # hide nothing shorter outside of an address: it is in many words
 _VARIABLE = re.compile(r"(PASSWORD|PASSWD|TOKEN|SECRET|KEY|AUTH_STRING)$", re.IGNORECASE)
@@ -28,6 +30,11 @@ def redacted(text: str, environ: Mapping[str, str] = os.environ) -> str:
         if len(secret) >= SHORTEST:
             text = text.replace(secret, HIDDEN)
     return _PARAMETER.sub(rf"\g<1>{HIDDEN}", _USER.sub(r"\g<1>", text))
+
+
+def error_line(error: Exception) -> str:
+    """What a command prints of an error: one line without credentials, with the remedy if the system refused."""
+    return f"error: {redacted(str(explained(error) if isinstance(error, OSError) else error))}"
 
 
 def _secrets(environ: Mapping[str, str]) -> Iterator[str]:

@@ -14,8 +14,8 @@ from typing import Literal
 from tasks.dependencies import check_code
 from tasks.inputs import Inputs, inputs_of, params_text
 from tasks.paths import ModelPaths, RecipePaths
-from tasks.redaction import redacted
-from trl.common.errors import TrlError, explained
+from tasks.redaction import error_line
+from trl.common.errors import TrlError
 from trl.config import Params, Recipe, load_params
 
 
@@ -100,11 +100,8 @@ def run_stage(
             stage = Stage(params, name, **given, inputs=inputs_of(kind, {"recipe": name, **given, **named}, text))
             work(stage, **named)
             stage.check_inputs()
-    except TrlError as error:
-        print(f"error: {redacted(str(error))}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"error: {redacted(str(explained(error)))}", file=sys.stderr)
+    except (TrlError, OSError) as error:
+        print(error_line(error), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted: repeat the command to go on", file=sys.stderr)

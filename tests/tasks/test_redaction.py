@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tasks.redaction import redacted
+from tasks.redaction import error_line, redacted
 from tasks.stage import Stage
 from tasks.tracking import pages
 from tests.helpers import ROOT
+from trl.common.errors import TrlError
 from trl.config import load_params
 
 PLAIN, ENCODED = "s3cr@t/w?rd", "s3cr%40t%2Fw%3Frd"
@@ -130,3 +131,10 @@ def test_the_address_of_the_repository_is_recorded_without_its_password(tmp_path
     ).stdout
     assert "'a': 'b'" in said
     assert "'mlflow.source.git.repoURL': 'https://127.0.0.1/a.git'" in said
+
+
+def test_an_error_is_one_line_with_its_remedy_and_without_credentials() -> None:
+    assert error_line(TrlError(f"no server at http://user:{ENCODED}@host/")) == "error: no server at http://host/"
+    refused = error_line(OSError(28, "No space left on device", "a.json"))
+    remedy = "free space or check permissions, then repeat the command"
+    assert refused == f"error: a.json: No space left on device: {remedy}"
